@@ -1,0 +1,38 @@
+# make demo | test | check | bench | format | clean       each sets up .venv first, once
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: demo test check bench format clean
+.DEFAULT_GOAL := test
+
+$(STAMP): pyproject.toml constraints.txt tools/set_up.sh
+	@sh tools/set_up.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+# Trains a small Llama with marked regions and compares it with eager; ARGS="--steps 10" and others: --help
+demo: $(STAMP)
+	@$(BIN)/regional-inductor demo $(ARGS)
+
+# Two workers share one Inductor cache, made for the run and removed after it (tests/conftest.py).
+test: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+# QUICK=1 for the short form, ARGS="NAME ..." for some of them; results go to benchmarks/results/
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+format: $(STAMP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis benchmarks/results

@@ -1,0 +1,75 @@
+"""Compile marked regions of a PyTorch model with TorchInductor; run everything else eagerly.
+
+Importing the package imports neither Inductor nor Dynamo.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    ConflictError,
+    MarkError,
+    MissingValueError,
+    OptionError,
+    RegionCompileError,
+    RegionError,
+    RegionWarning,
+)
+
+# Not loaded lazily: the module `mark` would otherwise take the place of the function of that name.
+from .mark import mark, mark_function, mark_nodes
+from .scope import eager, region
+
+if TYPE_CHECKING:
+    from .backend import compile_regions, outline_regions, regional_inductor
+    from .compiling import compile
+    from .exporting import export
+    from .report import Report, last_report
+
+_LAZY = {
+    "compile": "compiling",
+    "compile_regions": "backend",
+    "export": "exporting",
+    "last_report": "report",
+    "outline_regions": "backend",
+    "regional_inductor": "backend",
+    "Report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs the compiler's machinery when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+__all__ = [
+    "ConflictError",
+    "MarkError",
+    "MissingValueError",
+    "OptionError",
+    "RegionCompileError",
+    "RegionError",
+    "RegionWarning",
+    "Report",
+    "compile",
+    "compile_regions",
+    "eager",
+    "export",
+    "last_report",
+    "mark",
+    "mark_function",
+    "mark_nodes",
+    "outline_regions",
+    "region",
+    "regional_inductor",
+]

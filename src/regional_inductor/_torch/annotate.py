@@ -1,0 +1,78 @@
+"""How a mark gets into a graph: `torch.fx.traceback.annotate`, and numbers that Dynamo draws afresh.
+
+Checked on torch 2.13.0 (annotate and has_preserved_node_meta since 2.9, the rest since 2.7).
+
+Private uses: the attribute behind `torch.compiler.assume_constant_result` (setting it directly keeps
+Dynamo from being imported); the current translator's output graph, to clean up after that feature;
+`torch._C._len_torch_dispatch_stack`, to ask cheaply whether anything is being captured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import weakref
+from typing import Any
+
+import torch
+from torch.fx.traceback import annotate as annotate
+from torch.fx.traceback import has_preserved_node_meta as has_preserved_node_meta
+
+_ENTRIES = itertools.count(1)
+_CLEANED = threading.local()
+
+
+def next_entry() -> int:
+    """A number that no other entry of a marked scope in this process has."""
+    return next(_ENTRIES)
+
+
+def regional_inductor_entry() -> int:
+    """The same while Dynamo traces: it runs this function and takes the result for a constant.
+
+    No guard comes of that, so the number is drawn once for each entry in a trace and never again
+    until the next one.  Dynamo stores such a constant as `<this function's name>_<n>` in the globals
+    of the module whose code it traces, which is the user's: hence the telling name and the clean-up.
+    """
+    _forget_constants_after_tracing()
+    return next(_ENTRIES)
+
+
+regional_inductor_entry._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def capture_that_drops_marks() -> str:
+    """The kind of capture that is running and loses annotations, or an empty string."""
+    if has_preserved_node_meta():
+        return ""
+    if torch.compiler.is_exporting():
+        return "torch.export"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+        if get_proxy_mode() is not None:
+            return "make_fx"
+    return ""
+
+
+def _forget_constants_after_tracing() -> None:
+    translator_module = sys.modules.get("torch._dynamo.symbolic_convert")
+    if translator_module is None:
+        return
+    try:
+        output = translator_module.InstructionTranslator.current_tx().output
+        scope, add_cleanup_hook = output.global_scope, output.add_cleanup_hook
+    except AttributeError:  # not called by Dynamo, or by one that is organised differently
+        return
+    last: weakref.ref[Any] | None = getattr(_CLEANED, "output", None)
+    if last is not None and last() is output:
+        return
+    _CLEANED.output = weakref.ref(output)
+    add_cleanup_hook(lambda: _forget_constants(scope))
+
+
+def _forget_constants(scope: dict[str, Any]) -> None:
+    name = regional_inductor_entry.__name__
+    for key in [key for key in scope if key.startswith(name) and type(scope[key]) is int]:
+        del scope[key]

@@ -1,0 +1,50 @@
+"""Inductor's config, read without importing Inductor before somebody else did.
+
+Checked on torch 2.13.0.  Used of `torch._inductor.config`: `get_config_copy()` and `get_type(key)`
+(both also behind `torch.compile(options=...)`, unchanged since 2.7), aliased keys through `_config`
+(2.6 on; without it an alias is only less well typed); of `torch._inductor`: `list_mode_options`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+_MODULE = "torch._inductor.config"
+
+
+def inductor_is_imported() -> bool:
+    return _MODULE in sys.modules
+
+
+@cache
+def option_types() -> dict[str, Any]:
+    """Every Inductor option, dotted ones too, with its declared type; imports Inductor's config."""
+    config: Any = _config()
+    names = set(config.get_config_copy())
+    # get_config_copy() leaves out keys that are only another name of a key elsewhere.
+    names.update(getattr(config, "_config", ()))
+    names.discard(
+        "TYPE_CHECKING"
+    )  # an import of the config module that its metaprogramming catches
+    return {name: config.get_type(name) for name in sorted(names)}
+
+
+def current_value(name: str) -> Any:
+    """The value of an option as it is set now, outside any region."""
+    return _config().__getattr__(name)
+
+
+def mode_table() -> dict[str, dict[str, Any]]:
+    """The options of each `torch.compile` mode; imports Inductor."""
+    inductor: Any = importlib.import_module("torch._inductor")
+    table: dict[str, dict[str, Any]] = inductor.list_mode_options()
+    return table
+
+
+def _config() -> ModuleType:
+    # Through torch._inductor: importing the config alone is what `import torch._inductor` does too.
+    return importlib.import_module(_MODULE)

@@ -1,0 +1,166 @@
+"""FX code generation and module surgery that the public API doesn't offer.
+
+Checked on torch 2.11 and 2.13: `torch.fx.graph._BoxedCodeGen` (AOTAutograd and `RegionalOutputCode`
+recognise the boxed calling convention by this class), `GraphModule.__new__`'s one class an instance,
+`Graph._codegen`, `GraphPickler`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx
+from torch.fx.graph import CodeGen, _BoxedCodeGen
+
+
+class BoxedOrPositionalCodeGen(_BoxedCodeGen):
+    """Generates a `forward` that takes one list (boxed, emptied) or plain arguments.
+
+    AOTAutograd hands a list over so that inputs can be freed early; a person who holds the module
+    calls it as `gm(*args, **kwargs)`. One list as the only argument means boxed.
+    """
+
+    def gen_fn_def(
+        self,
+        free_vars: list[str],
+        maybe_return_annotation: str,
+        *,
+        expanded_def: bool = False,
+    ) -> str:
+        definition = f"def {self._func_name}(self, *args, **kwargs){maybe_return_annotation}:"
+        variables = [v.split(":")[0].strip() for v in free_vars if v != "self"]
+        names = [v.split("=")[0].strip() for v in variables]
+        defaults = ", ".join(
+            f"{v.split('=')[0].strip()!r}: {v.split('=', 1)[1].strip()}"
+            for v in variables
+            if "=" in v
+        )
+        definition += (
+            "\n    if kwargs or len(args) != 1 or type(args[0]) is not list:"
+            f"\n        args = (_bind_positional({names!r}, {{{defaults}}}, args, kwargs),)"
+            "\n    args = args[0]"
+        )
+        if len(names) == 1:
+            definition += f"\n    {names[0]}, = args"
+        elif names:
+            definition += f"\n    {', '.join(names)} = args"
+        return definition + "\n    args.clear()"
+
+    def additional_globals(self) -> list[tuple[str, Any]]:
+        return [*super().additional_globals(), ("_bind_positional", bind_positional)]
+
+
+def bind_positional(
+    names: list[str], defaults: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Any]:
+    """The arguments of a plain call, in placeholder order, with the messages Python itself gives."""
+    if len(args) > len(names):
+        raise TypeError(
+            f"forward() takes {len(names)} positional arguments but {len(args)} were given"
+        )
+    bound = dict(zip(names, args, strict=False))
+    for name, value in kwargs.items():
+        if name in bound:
+            raise TypeError(f"forward() got multiple values for argument {name!r}")
+        if name not in names:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+        bound[name] = value
+    missing = [name for name in names if name not in bound and name not in defaults]
+    if missing:
+        raise TypeError(f"forward() missing required arguments: {', '.join(missing)}")
+    return [bound[name] if name in bound else defaults[name] for name in names]
+
+
+def has_plain_codegen(graph: torch.fx.Graph) -> bool:
+    """Whether nothing (pytree or other code generation of the caller's) would be lost by boxing."""
+    return type(graph._codegen) in (CodeGen, _BoxedCodeGen, BoxedOrPositionalCodeGen)
+
+
+def set_boxed(graph: torch.fx.Graph) -> None:
+    graph.set_codegen(BoxedOrPositionalCodeGen())
+
+
+def empty_like(graph: torch.fx.Graph) -> torch.fx.Graph:
+    """A graph without nodes that keeps another one's tracer and code generation."""
+    new = torch.fx.Graph(tracer_cls=graph._tracer_cls, tracer_extras=graph._tracer_extras)
+    new._codegen = graph._codegen  # shared: a pytree codegen holds specs that are costly to copy
+    if hasattr(graph, "_co_fields"):
+        new._co_fields = graph._co_fields
+    return new
+
+
+def copy_graph_module(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy with graphs of its own, nested ones included; tensors and fake values are shared."""
+    graph = empty_like(module.graph)
+    environment: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in module.graph.nodes:
+        environment[node] = graph.node_copy(node, environment.__getitem__)
+    result = torch.fx.GraphModule(module, graph)
+    for name, child in module.named_children():
+        if isinstance(child, torch.fx.GraphModule) and hasattr(result, name):
+            setattr(result, name, copy_graph_module(child))
+    result.meta = dict(module.meta)
+    return result
+
+
+class StitchedGraphModule(torch.fx.GraphModule):
+    """A GraphModule whose nodes call compiled regions; pickles with those regions inside.
+
+    A plain GraphModule pickles its source and traces it again, which can't name a compiled region.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_stitched, (dump_stitched(self),)
+
+
+def make_stitched(module: torch.fx.GraphModule) -> None:
+    """Turn a GraphModule into a `StitchedGraphModule`, in place.
+
+    Each GraphModule has a class of its own, so exchanging that class touches no other module.
+    """
+    base = type(module).__mro__[1]
+    if issubclass(base, StitchedGraphModule):
+        return
+    stitched = (
+        StitchedGraphModule
+        if base is torch.fx.GraphModule
+        else type(base.__name__, (StitchedGraphModule, base), {"__module__": base.__module__})
+    )
+    implementation = type("GraphModuleImpl", (stitched,), {})
+    implementation.__qualname__ = "GraphModuleImpl"
+    module.__class__ = implementation
+
+
+_UNPICKLABLE_META = frozenset(
+    {"source_fn_stack", "nn_module_stack", "fwd_source_fn_stack", "fwd_nn_module_stack", "from_node",
+     "desc", "eager_input_vals", "grapharg", "torch_fn", "_dynamo_source"}
+)
+
+
+def dump_stitched(module: torch.fx.GraphModule) -> bytes:
+    from torch.fx._graph_pickler import GraphPickler, Options
+
+    from ..runtime import picklable_targets
+
+    options = Options(
+        ops_filter=None, node_metadata_key_filter=lambda key: key not in _UNPICKLABLE_META
+    )
+    with picklable_targets(module):
+        return GraphPickler.dumps(module, options)
+
+
+def load_stitched(data: bytes) -> torch.fx.GraphModule:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx._graph_pickler import GraphPickler
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    from ..runtime import restore_targets
+
+    module = GraphPickler.loads(data, FakeTensorMode(shape_env=ShapeEnv()))
+    assert isinstance(module, torch.fx.GraphModule)
+    restore_targets(module)
+    module.recompile()
+    make_stitched(module)
+    module.recompile()
+    return module

@@ -1,0 +1,152 @@
+"""Everything that reaches into Inductor.
+
+Checked on torch 2.11 and 2.13: `torch._inductor.standalone_compile(aot=True)`, `AOTCompiledArtifact`,
+`config.patch`, `config.save_config_portable`, `torch._functorch.config`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..identity import identity_of
+
+def compile_standalone(
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    mode: FakeTensorMode,
+    name: str,
+) -> Any:
+    """Compile one outlined region with `torch._inductor.standalone_compile`.
+
+    The function is looked up at call time, so that tools which patch it keep working.
+
+    Args:
+        module: The region; left as it is (Inductor works on a copy).
+        inputs: Fake inputs, all of `mode`.
+        options: Inductor's options, checked before.
+        mode: The fake tensor mode whose ShapeEnv holds the region's symbols.
+        name: The region's name, for torch's structured trace.
+
+    Returns:
+        An `AOTCompiledArtifact`.
+    """
+    import torch._functorch.config as functorch_config
+    import torch._inductor
+    import torch._inductor.config as inductor_config
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tracing(TracingContext(mode)))
+        stack.enter_context(inductor_config.patch(dict(options)))
+        if hasattr(functorch_config, "remat_using_tags_for_fwd_loss_bwd_graph"):
+            # The enclosing graph has been rematerialised; a region is no such graph.
+            stack.enter_context(
+                functorch_config.patch(remat_using_tags_for_fwd_loss_bwd_graph=False)
+            )
+        stack.enter_context(_named_in_trace(name))
+        return torch._inductor.standalone_compile(
+            module, list(inputs), dynamic_shapes="from_tracing_context", aot=True
+        )
+
+
+@contextlib.contextmanager
+def _named_in_trace(name: str) -> Iterator[None]:
+    set_name = getattr(torch.fx.traceback, "_set_regional_inductor_subgraph_name", None)
+    if set_name is None:  # before torch 2.13
+        yield
+    else:
+        with set_name(name):
+            yield
+
+
+def backend_identity() -> str:
+    """Changes when something patches `standalone_compile`, so that a patch is never shared past."""
+    import torch._inductor
+
+    function = torch._inductor.standalone_compile
+    module = getattr(function, "__module__", "")
+    return "inductor" if module == "torch._inductor" else f"inductor:{identity_of(function)}"
+
+
+def artifact_bytes(artifact: Any) -> bytes | None:
+    """A compiled region as bytes, or None for what isn't one of Inductor's artifacts."""
+    from torch._inductor.standalone_compile import AOTCompiledArtifact
+
+    return artifact.serialize() if isinstance(artifact, AOTCompiledArtifact) else None
+
+
+def artifact_from_bytes(data: bytes) -> Callable[..., Any]:
+    from torch._inductor.standalone_compile import AOTCompiledArtifact
+
+    return AOTCompiledArtifact.deserialize(data)
+
+
+def regional_output_code(module: torch.fx.GraphModule) -> Any:
+    """The stitched graph in the wrapper that AOTAutograd's cache can serialise."""
+    from torch._inductor.output_code import RegionalOutputCode
+
+    return RegionalOutputCode(module)
+
+
+def autograd_cache_forced() -> bool:
+    import torch._functorch.config as functorch_config
+
+    return bool(functorch_config.force_autograd_cache)
+
+
+def config_key() -> str:
+    """A digest of Inductor's and functorch's config as they are now."""
+    import torch._functorch.config as functorch_config
+    import torch._inductor.config as inductor_config
+
+    digest = hashlib.sha256()
+    for config in (inductor_config, functorch_config):
+        for name, value in sorted(config.save_config_portable().items()):
+            digest.update(f"{name}={_portable(value)}\n".encode())
+        for name in _CUSTOM_PASSES:
+            value = getattr(config, name, None)
+            if value:
+                digest.update(f"{name}={_portable(value)}\n".encode())
+    return digest.hexdigest()
+
+
+# `save_config_portable` leaves these out because they hold functions; they change the code all the same.
+_CUSTOM_PASSES = (
+    "pre_grad_custom_pass",
+    "joint_custom_pre_pass",
+    "joint_custom_post_pass",
+    "post_grad_custom_pre_pass",
+    "post_grad_custom_post_pass",
+    "custom_partitioner_fn",
+    "joint_custom_pass",
+    "activation_memory_budget_solver",
+)
+
+
+def _portable(value: Any) -> str:
+    if callable(value):
+        return f"{getattr(value, '__qualname__', type(value).__qualname__)}:{identity_of(value)}"
+    try:
+        return hashlib.sha256(pickle.dumps(value)).hexdigest()
+    except Exception:  # noqa: BLE001 - anything may sit in a config; its identity is the cautious key
+        return f"{type(value).__qualname__}:{identity_of(value)}"
+
+
+def is_imported() -> bool:
+    return "torch._inductor.config" in sys.modules
+
+
+def new_fake_mode() -> FakeTensorMode:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv())

@@ -1,0 +1,313 @@
+"""The entry points: the drop-in graph pass, its two halves, the torch.compile backend."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.fx
+
+from . import pipeline
+from ._torch import dynamo, inductor, ops
+from ._torch.fx import copy_graph_module
+from .errors import OptionError, RegionWarning, did_you_mean
+from .options import MARK_KEY, check_options, mode_options
+from .regions import (
+    REGION_META,
+    CompiledGraph,
+    Direction,
+    Outlined,
+    OutlinedGraph,
+    RegionCall,
+    Settings,
+)
+from .report import Report, graph_reports, publish
+from .stages.collect import collect
+from .stages.compile import compile as compile_stage
+from .stages.outline import outline
+from .stages.partition import partition
+from .stages.stitch import commit, set_calling_convention, stitch
+
+_M = TypeVar("_M", bound=Callable[..., Any])
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "merge": ("scope", "all"),
+    "on_error": ("eager", "raise"),
+    "numerics": ("default", "eager"),
+    "collectives": ("exclude", "include"),
+    "region_backend": ("inductor", "eager"),
+}
+
+
+def read_settings(
+    options: Mapping[str, Any] | None, *, mode: str | None = None, **defaults: Any
+) -> Settings:
+    """Split options into ours and Inductor's, and check both.
+
+    Raises:
+        OptionError: A key that neither has, or a value that can't be.
+    """
+    ours: dict[str, Any] = dict(defaults)
+    inductors: dict[str, Any] = dict(mode_options(mode)) if mode else {}
+    known = {field.name for field in fields(Settings)} - {"default_options"}
+    for key, value in (options or {}).items():
+        if key in _CHOICES:
+            if value not in _CHOICES[key]:
+                raise OptionError(
+                    f"{key}={value!r} is not a choice",
+                    hint=f"one of {', '.join(map(repr, _CHOICES[key]))}",
+                )
+            ours[key] = value
+        else:
+            inductors[key] = value
+    if inductors:
+        try:
+            check_options(inductors)
+        except OptionError as error:
+            unknown = next((k for k in inductors if repr(k) in error.what), "")
+            own = did_you_mean(unknown, known)
+            if own and "did you mean" not in error.hint:
+                raise OptionError(error.what, hint=own) from None
+            raise
+    return Settings(**ours, default_options=inductors)
+
+
+def regional_inductor(
+    gm: torch.fx.GraphModule, *example_inputs: Any, **options: Any
+) -> torch.fx.GraphModule:
+    """Compile the marked regions of a graph; everything else runs as it is, in its order.
+
+    A drop-in for `torch.fx.passes.regional_inductor.regional_inductor`: as `fw_compiler` and
+    `bw_compiler` of AOTAutograd, on joint, `make_fx` and exported graphs, with or without an active
+    tracing context.
+
+    Args:
+        gm: The graph. It is changed in place, and only if the whole pass succeeds.
+        *example_inputs: What the graph will be called with; needed only for placeholders that
+            carry no fake value.
+        **options: `merge`, `on_error`, `numerics`, `collectives`, and Inductor's own options as
+            defaults for all regions. Unlike the backend's, the defaults are `merge="all"` (as few
+            regions as there can be) and `on_error="raise"`.
+
+    Returns:
+        `gm`, callable with its arguments or with one list of them (boxed). Under
+        `torch._functorch.config.force_autograd_cache` what AOTAutograd's cache can serialise.
+
+    Raises:
+        OptionError: An unknown option.
+        ConflictError: One id with different options.
+        MissingValueError: A region's input carries no fake value.
+        RegionCompileError: A region failed to compile.
+
+    Example:
+        >>> import torch, regional_inductor as ri
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from torch.fx.traceback import annotate, preserve_node_meta
+        >>> def f(x):
+        ...     with annotate({"compile_with_inductor": "tail"}):
+        ...         return x.sin().cos()
+        >>> with preserve_node_meta():
+        ...     gm = make_fx(f, tracing_mode="fake")(torch.ones(4))
+        >>> gm = ri.regional_inductor(gm, region_backend="eager")
+        >>> torch.equal(gm(torch.ones(4)), f(torch.ones(4)))
+        True
+    """
+    settings = read_settings(options, **{"merge": "all", "on_error": "raise"})
+    report = Report()
+    result = run_pass(gm, example_inputs, settings, report)
+    publish(report)
+    return result
+
+
+def run_pass(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    settings: Settings,
+    report: Report,
+    direction: Direction | None = None,
+) -> Any:
+    """The pass itself; adds what it did to a report."""
+    trace = pipeline.Trace()
+
+    def observe(stage: str, product: Any, seconds: float) -> None:
+        trace(stage, product, seconds)
+        if stage == "compile":
+            report.graphs += graph_reports(product, trace.seconds)
+            report.findings += product.findings
+
+    pipeline.run(gm, example_inputs, settings, observer=observe)
+    set_calling_convention(gm)
+    if settings.region_backend == "inductor" and inductor.autograd_cache_forced():
+        return inductor.regional_output_code(gm)
+    return gm
+
+
+def outline_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphModule:
+    """The first half of the pass: each region becomes a submodule that the graph calls.
+
+    A user's own passes fit between this and `compile_regions`. Region calls are known by their
+    node's meta, so submodules may be renamed and graphs copied.
+
+    Args:
+        gm: The graph; changed in place if all goes well.
+        **options: As for `regional_inductor`.
+
+    Returns:
+        `gm`, which computes what it did.
+
+    Example:
+        >>> import torch, regional_inductor as ri
+        >>> gm = torch.fx.symbolic_trace(lambda x: x.sin())
+        >>> ri.outline_regions(gm) is gm  # nothing is marked: nothing changes
+        True
+    """
+    settings = read_settings(options, **{"merge": "all", "on_error": "raise"})
+    outlined: Outlined = pipeline.run(gm, (), settings, stages=(collect, partition, outline))
+    for graph in outlined.graphs:
+        commit(CompiledGraph(graph, {}))
+    return gm
+
+
+def compile_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphModule:
+    """The second half of the pass: compile what `outline_regions` outlined.
+
+    Args:
+        gm: A graph with region calls, nested graphs included; changed in place.
+        **options: As for `regional_inductor`.
+
+    Returns:
+        `gm` with its regions compiled.
+
+    Raises:
+        RegionCompileError: A region failed to compile.
+
+    Example:
+        >>> import torch, regional_inductor as ri
+        >>> gm = torch.fx.symbolic_trace(lambda x: x.sin())
+        >>> ri.compile_regions(ri.outline_regions(gm)) is gm
+        True
+    """
+    settings = read_settings(options, **{"merge": "all", "on_error": "raise"})
+    outlined = Outlined(tuple(_outlined_graphs(gm, set())))
+    report = Report()
+    trace = pipeline.Trace()
+    compiled = pipeline.run(
+        gm, (), settings, start=outlined, stages=(compile_stage,), observer=trace
+    )
+    report.graphs += graph_reports(compiled, trace.seconds)
+    stitch(compiled, settings)
+    set_calling_convention(gm)
+    publish(report)
+    if settings.region_backend == "inductor" and inductor.autograd_cache_forced():
+        return inductor.regional_output_code(gm)  # type: ignore[no-any-return]
+    return gm
+
+
+def _outlined_graphs(module: torch.fx.GraphModule, seen: set[int]) -> list[OutlinedGraph]:
+    """Region calls of a graph and of the graphs it holds, on copies of the graphs."""
+    if id(module) in seen:
+        return []
+    seen.add(id(module))
+    found = []
+    calls = {
+        str(n.target)
+        for n in module.graph.nodes
+        if n.op == "call_module" and isinstance(n.meta.get(REGION_META), RegionCall)
+    }
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            body = ops.attribute(module, str(node.target))
+            if isinstance(body, torch.fx.GraphModule):
+                found += _outlined_graphs(body, seen)
+    if calls:
+        submodules: dict[str, torch.nn.Module] = {n: module.get_submodule(n) for n in calls}
+        found.append(OutlinedGraph(module, copy_graph_module(module).graph, submodules))
+    return found
+
+
+def dynamo_backend(
+    gm: torch.fx.GraphModule,
+    example_inputs: list[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The backend behind `torch.compile(model, backend="regional_inductor")`.
+
+    Args:
+        gm: The graph that Dynamo captured.
+        example_inputs: Its fake inputs.
+        mode: One of Inductor's modes, whose options become defaults for all regions.
+        options: Options of ours (`on_error`, `merge`, `numerics`, `collectives`) and Inductor's own,
+            which are defaults for all regions.
+
+    Returns:
+        A callable for the graph.
+
+    Raises:
+        OptionError: An unknown option or a wrong value.
+    """
+    from .compiling import warn_of_lost_regions
+
+    warn_of_lost_regions()
+    return compile_captured(gm, example_inputs, backend_settings(options, mode), Report())
+
+
+def backend_settings(options: Mapping[str, Any] | None, mode: str | None = None) -> Settings:
+    """Settings of the backend and of `compile`, which have Dynamo's guards and need no checks."""
+    return replace(read_settings(options, mode=mode), guarded=False)
+
+
+def compile_captured(
+    gm: torch.fx.GraphModule, example_inputs: list[Any], settings: Settings, report: Report
+) -> Callable[..., Any]:
+    """Take a graph that Dynamo captured through AOTAutograd and the pass."""
+    wanted = marks_of(gm)
+    publish(report)
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        result = run_pass(graph, inputs, settings, report)
+        return result
+
+    def compile_forward(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        _warn_of_lost_marks(wanted, marks_of(graph))
+        return compile_graph(graph, inputs)
+
+    return dynamo.aot_backend(compile_forward, compile_graph, compile_forward)(  # type: ignore[no-any-return]
+        gm, example_inputs
+    )
+
+
+def marks_of(module: torch.fx.GraphModule) -> dict[str, str]:
+    """What marks a graph and its bodies carry: what identifies each, and its line."""
+    from .source import user_source
+
+    found: dict[str, str] = {}
+    for nested in module.modules():
+        if not isinstance(nested, torch.fx.GraphModule):
+            continue
+        for node in nested.graph.nodes:
+            custom = node.meta.get("custom")
+            if node.op.startswith("call") and isinstance(custom, dict) and MARK_KEY in custom:
+                value = custom[MARK_KEY]
+                if isinstance(value, dict) and value.get("eager"):
+                    continue
+                label = value.get("name") if isinstance(value, dict) else value
+                found.setdefault(f"{label!r}", user_source(node))
+    return found
+
+
+def _warn_of_lost_marks(wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+    for label, source in wanted.items():
+        if label not in found:
+            warnings.warn(
+                RegionWarning(
+                    f"nothing that was marked {label} reached the graph that AOTAutograd made, so it "
+                    f"runs eager\n  marked at: {source or 'unknown line'}\n  way out: results that "
+                    "nobody uses and arithmetic on Python numbers leave no operators to compile"
+                ),
+                stacklevel=2,
+            )

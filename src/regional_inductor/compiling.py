@@ -1,0 +1,123 @@
+"""`ri.compile`: capture, mark, partition and compile in one call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from ._torch import dynamo
+from .backend import backend_settings, compile_captured
+from .errors import OptionError, RegionWarning
+from .report import Report, publish
+
+_T = TypeVar("_T", bound=Callable[..., Any])
+
+
+def compile(  # noqa: A001 - the public name, as torch.compile's
+    model_or_fn: _T,
+    *,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    merge: Literal["scope", "all"] = "scope",
+    on_error: Literal["eager", "raise"] = "eager",
+    numerics: Literal["default", "eager"] = "default",
+    collectives: Literal["exclude", "include"] = "exclude",
+    capture: Literal["auto", "model"] = "auto",
+    region_backend: Literal["inductor", "eager"] = "inductor",
+) -> _T:
+    """Compile the marked regions of a model or function; run everything else eagerly.
+
+    Args:
+        model_or_fn: A module, which is compiled in place and returned itself with its state_dict
+            keys unchanged; or a function, of which a compiled one is returned.
+        fullgraph: Raise where Dynamo can't capture the whole, as for `torch.compile`.
+        dynamic: Whether sizes are symbolic, as for `torch.compile`.
+        mode: One of Inductor's modes; its options become defaults for all regions.
+        options: Inductor's options, defaults for all regions; a region's own override them.
+        merge: "scope" makes one region of each entry of a marked scope; "all" makes as few regions
+            as there can be, across scopes with equal options.
+        on_error: Leave a region that fails to compile eager, with one warning, or raise.
+        numerics: "eager" keeps results bit-equal to eager's.
+        collectives: Whether regions may contain collectives and their waits.
+        capture: "auto" and "model" capture the whole model.
+        region_backend: "eager" runs regions without a compiler, for tests.
+
+    Returns:
+        The module itself or a compiled function; both have `.report`, a `Report` that fills as
+        graphs are compiled.
+
+    Raises:
+        OptionError: An unknown option or choice.
+
+    Example:
+        >>> import torch, regional_inductor as ri
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+        >>> _ = ri.mark(model, "1", name="norm")
+        >>> model = ri.compile(model, region_backend="eager")
+        >>> model(torch.ones(2, 4)).shape
+        torch.Size([2, 4])
+        >>> [region.name for region in model.report.regions]
+        ['norm']
+    """
+    if capture not in ("auto", "model"):
+        raise OptionError(
+            f"capture={capture!r} is not a choice", hint="one of 'auto', 'model'"
+        )
+    settings = backend_settings(
+        {
+            **(options or {}),
+            "merge": merge,
+            "on_error": on_error,
+            "numerics": numerics,
+            "collectives": collectives,
+            "region_backend": region_backend,
+        },
+        mode,
+    )
+    report = Report()
+
+    def regional_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
+        return compile_captured(gm, example_inputs, settings, report)
+
+    dynamo.watch_compiles(warn_of_lost_regions)
+    publish(report)
+    if isinstance(model_or_fn, torch.nn.Module):
+        model_or_fn.compile(backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic)
+        model_or_fn.report = report  # type: ignore[assignment]
+        return model_or_fn
+    compiled = torch.compile(
+        model_or_fn, backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic
+    )
+    if inspect.isfunction(compiled):
+        compiled.report = report  # type: ignore[attr-defined]
+        return compiled
+
+    @functools.wraps(model_or_fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return compiled(*args, **kwargs)
+
+    wrapper.report = report  # type: ignore[attr-defined]
+    return wrapper  # type: ignore[return-value]
+
+
+def warn_of_lost_regions() -> None:
+    """Say when a graph break inside a marked region made Dynamo give a frame up."""
+    count, breaks = dynamo.lost_regions()
+    if not count:
+        return
+    causes = "; ".join(dict.fromkeys(breaks)) or "unknown"
+    warnings.warn(
+        RegionWarning(
+            "a graph break lies inside a marked region, so Dynamo runs the whole function that holds "
+            f"the region eagerly\n  graph breaks: {causes}\n  way out: move what breaks out of the "
+            "region; fullgraph=True shows its line"
+        ),
+        stacklevel=2,
+    )

@@ -1,0 +1,144 @@
+"""The errors and warnings of this package, all of one shape.
+
+Each message says what failed, in which region, where the user marked it, and the way out::
+
+    unknown Inductor option 'max_autotun'
+      region: swiglu
+      marked at: model.py:12
+      way out: did you mean 'max_autotune'?
+
+The parts stay readable as attributes (``error.what``, ``.region``, ``.source``, ``.hint``), so that
+a report can show them in columns.  An empty part is left out of the message.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+__all__ = [
+    "ConflictError",
+    "MarkError",
+    "MissingValueError",
+    "OptionError",
+    "RegionCompileError",
+    "RegionError",
+    "RegionWarning",
+]
+
+_E = TypeVar("_E", bound="RegionError")
+
+
+class RegionError(RuntimeError):
+    """Base of every error that this package raises on purpose.
+
+    Args:
+        what: What failed, one sentence without a full stop.
+        region: Name of the region, if it is known.
+        source: Where the user wrote the mark, as ``file:line``, if it is known.
+        hint: What to do next.
+
+    Example:
+        >>> from regional_inductor.errors import RegionError
+        >>> print(RegionError("it failed", region="mlp", source="model.py:3", hint="try again"))
+        it failed
+          region: mlp
+          marked at: model.py:3
+          way out: try again
+    """
+
+    def __init__(self, what: str, *, region: str = "", source: str = "", hint: str = "") -> None:
+        self.what = what
+        self.region = region
+        self.source = source
+        self.hint = hint
+        super().__init__(compose(what, region=region, source=source, hint=hint))
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # BaseException would rebuild from self.args, the composed text, and lose the parts.
+        return _rebuild, (type(self), self.what, self.region, self.source, self.hint)
+
+
+class OptionError(RegionError, ValueError):
+    """An option that doesn't exist, or a value that can't be right.
+
+    Example:
+        Wrong, and right::
+
+            ri.region("mlp", options={"max_autotun": True})
+            ri.region("mlp", options={"max_autotune": True})
+    """
+
+
+class ConflictError(RegionError, ValueError):
+    """One explicit id was given two different sets of options.
+
+    Example:
+        Wrong, and right::
+
+            with ri.region("q", id="qk", options={"max_autotune": True}): ...
+            with ri.region("k", id="qk"): ...
+
+            with ri.region("q", id="qk", options={"max_autotune": True}): ...
+            with ri.region("k", id="qk", options={"max_autotune": True}): ...
+    """
+
+
+class RegionCompileError(RegionError):
+    """Inductor could not compile a region; its own exception is the ``__cause__``."""
+
+
+class MissingValueError(RegionError):
+    """A node of a region carries no fake value, so nothing is known about its shape or dtype."""
+
+
+class MarkError(RegionError, ValueError):
+    """A mark that can't be placed: a pattern without a match, an id that can't be hashed, and the like.
+
+    Example:
+        Wrong on a model whose blocks are ``layers.0``, ``layers.1``, and right::
+
+            ri.mark(model, "layer.*.mlp")
+            ri.mark(model, "layers.*.mlp")
+    """
+
+
+class RegionWarning(UserWarning):
+    """Something that was asked for has no effect, or not the effect that it seems to have."""
+
+
+def compose(what: str, *, region: str = "", source: str = "", hint: str = "") -> str:
+    """The message of an error or a warning from its parts; empty parts are left out."""
+    lines = [what]
+    if region:
+        lines.append(f"  region: {region}")
+    if source:
+        lines.append(f"  marked at: {source}")
+    if hint:
+        lines.append(f"  way out: {hint}")
+    return "\n".join(lines)
+
+
+def warn(
+    what: str, *, region: str = "", source: str = "", hint: str = "", stacklevel: int = 2
+) -> None:
+    """Give a :class:`RegionWarning` of the same shape as the errors; ``stacklevel`` as in ``warnings.warn``."""
+    warnings.warn(
+        compose(what, region=region, source=source, hint=hint),
+        RegionWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint that names what ``name`` is likely a misspelling of, or ``otherwise``."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    if not close:
+        return otherwise
+    return "did you mean " + " or ".join(repr(match) for match in close) + "?"
+
+
+def _rebuild(kind: type[_E], what: str, region: str, source: str, hint: str) -> _E:
+    return kind(what, region=region, source=source, hint=hint)

@@ -1,0 +1,201 @@
+"""What makes two outlined regions the same work.
+
+A key that is too loose is a silent wrong answer, so everything that may change generated code goes
+in; names and the order in which a capture happened to list independent inputs stay out. A key is
+computed here, apart from any storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch.fx.node import Node
+
+from ._torch import inductor, ops
+from ._torch.symbols import SYMBOLIC_TYPES, expression_of, shape_env_of, symbols_of
+from .identity import identity_of
+from .options import freeze
+
+
+def region_key(
+    module: torch.fx.GraphModule,
+    options: Mapping[str, Any],
+    *,
+    backend: str,
+    environment: str,
+) -> str:
+    """The key of an outlined region.
+
+    Args:
+        module: The outlined region; its placeholders and nodes carry fake values.
+        options: Inductor's options for this region, after defaults.
+        backend: Which backend compiles it, and its identity where something patched it.
+        environment: What `environment_key` gave for this process state.
+
+    Returns:
+        A hexadecimal digest. Equal digests mean that a callable compiled for one region may stand
+        for the other: same operators, constants, input metadata, aliasing, options, environment.
+    """
+    lines = [f"backend {backend}", f"options {freeze(dict(options))!r}", environment]
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    lines += _graph_lines(module)
+    values = [n.meta.get("val") for n in module.graph.nodes]
+    if any(symbols_of(value) for value in values):
+        # Guards that a compile adds hold for the symbols and the ShapeEnv it ran under only.
+        lines.append(f"symbols {identity_of(shape_env_of(values))}")
+    lines.append(f"aliases {_alias_pattern([n.meta.get('val') for n in placeholders])}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def environment_key() -> str:
+    """Everything outside the graph that changes what a compile produces, as one line.
+
+    Computed once a pass: Inductor's and functorch's config, and torch's numeric switches.
+    """
+    state = {
+        "torch": torch.__version__,
+        "inductor": inductor.config_key(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic_warn": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "fill_uninitialized": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "default_dtype": str(torch.get_default_dtype()),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": [
+            (device, torch.is_autocast_enabled(device), str(torch.get_autocast_dtype(device)))
+            for device in ("cpu", "cuda")
+        ],
+        "autocast_cache": torch.is_autocast_cache_enabled(),
+        "cudnn": (
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+        ),
+        "cuda_matmul": (
+            torch.backends.cuda.matmul.allow_tf32,
+            str(torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction),
+            str(torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction),
+        ),
+        "mkldnn": torch.backends.mkldnn.enabled,
+        "threads": torch.get_num_threads(),
+    }
+    return f"environment {state!r}"
+
+
+def _graph_lines(module: torch.fx.GraphModule) -> list[str]:
+    number: dict[Node, int] = {}
+    lines: list[str] = []
+    for node in module.graph.nodes:
+        number[node] = len(number)
+        if node.op == "placeholder":
+            lines.append(f"in {_metadata(node.meta.get('val'))}")
+        elif node.op == "output":
+            metadata = [_metadata(argument.meta.get("val")) for argument in node.all_input_nodes]
+            lines.append(f"out {_spell(node.args, number, module)} {metadata}")
+        elif node.op == "get_attr":
+            lines.append(f"attr {_attribute(ops.attribute(module, str(node.target)))}")
+        else:
+            lines.append(
+                f"{ops.target_identity(node)} {_spell(node.args, number, module)} "
+                f"{_spell(node.kwargs, number, module)} {_hints(node)}"
+            )
+            if node.op == "call_module":
+                lines.append(_attribute(module.get_submodule(str(node.target))))
+            if node.op != "call_function" or node.target is not operator.getitem:
+                # Values that the operator alone doesn't fix, such as strides of an input's kind.
+                lines.append(f"= {_metadata(node.meta.get('val'))}")
+    return lines
+
+
+def _hints(node: Node) -> str:
+    """Node meta that Inductor or AOTAutograd act upon."""
+    acted_on = {
+        key: str(node.meta[key])
+        for key in ("recompute", "quantization_tag", "unbacked_bindings")
+        if key in node.meta
+    }
+    custom = node.meta.get("custom")
+    if isinstance(custom, dict):
+        other = {k: repr(v) for k, v in custom.items() if k != "compile_with_inductor"}
+        if other:
+            acted_on["custom"] = str(sorted(other.items()))
+    return str(sorted(acted_on.items())) if acted_on else ""
+
+
+def _attribute(value: Any) -> str:
+    if isinstance(value, torch.fx.GraphModule):
+        return "{" + "\n".join(_graph_lines(value)) + "}"
+    return f"object:{identity_of(value)}"
+
+
+def _spell(value: Any, number: Mapping[Node, int], module: torch.fx.GraphModule) -> str:
+    """An argument as text that differs wherever the argument does: 1, 1.0 and True are three."""
+    if isinstance(value, Node):
+        return f"%{number[value]}"
+    if isinstance(value, (list, tuple)):
+        # torch.Size and immutable lists mean the same to an operator as their plain kinds.
+        kind = "[" if isinstance(value, list) else "("
+        return kind + ",".join(_spell(item, number, module) for item in value) + ")"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k!r}:{_spell(v, number, module)}" for k, v in sorted(
+            value.items(), key=lambda item: str(item[0])
+        )) + "}"
+    if isinstance(value, slice):
+        return f"slice{_spell((value.start, value.stop, value.step), number, module)}"
+    if isinstance(value, SYMBOLIC_TYPES):
+        return expression_of(value)
+    if isinstance(value, (bool, int, float, complex, str, type(None))):
+        return f"{type(value).__name__}:{value!r}"
+    if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
+        return repr(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}:{value!r}:{identity_of(value)}"
+
+
+def _metadata(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "(" + ",".join(map(_metadata, value)) + ")"
+    if not isinstance(value, torch.Tensor):
+        return f"{type(value).__name__}:{expression_of(value)}"
+    parts = [
+        type(value).__name__,
+        str(value.dtype),
+        str(value.device),
+        str(value.layout),
+        _sizes(value.shape),
+        f"grad={value.requires_grad}",
+    ]
+    if value.layout is torch.strided:
+        parts += [_sizes(value.stride()), expression_of(value.storage_offset())]
+        parts.append(f"conj={value.is_conj()} neg={value.is_neg()}")
+    subclass = getattr(value, "__tensor_flatten__", None)
+    if subclass is not None:
+        names, context = subclass()
+        parts.append(f"{context!r}")
+        parts += [f"{name}={_metadata(getattr(value, name))}" for name in names]
+    return " ".join(parts)
+
+
+def _sizes(sizes: Sequence[Any]) -> str:
+    return "(" + ",".join(expression_of(size) for size in sizes) + ")"
+
+
+def _alias_pattern(values: Sequence[Any]) -> str:
+    """Which inputs share storage, by position."""
+    first: dict[tuple[int, int], int] = {}
+    pattern = []
+    for index, value in enumerate(values):
+        if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+            try:
+                storage = (id(getattr(value, "fake_mode", None)), value.untyped_storage()._cdata)
+            except (RuntimeError, NotImplementedError):
+                continue
+            known = first.setdefault(storage, index)
+            if known != index:
+                pattern.append((known, index))
+    return str(pattern)

@@ -1,0 +1,171 @@
+"""The frozen dataclasses that pass between stages.
+
+Identity is data here: a region is recognised by the `RegionCall` in its node's meta, never by a
+name prefix, so that a user's own passes between the halves may rename what they like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch.fx
+
+from .options import Mark
+
+Direction = Literal["forward", "backward", "inference"]
+
+REGION_META = "regional_inductor_region"
+"""Key in `node.meta` of a region's call; its value is a `RegionCall`."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run of the pipeline was asked to do; the same for the pass and the backend."""
+
+    merge: Literal["scope", "all"] = "scope"
+    on_error: Literal["eager", "raise"] = "eager"
+    numerics: Literal["default", "eager"] = "default"
+    collectives: Literal["exclude", "include"] = "exclude"
+    region_backend: Literal["inductor", "eager"] = "inductor"
+    default_options: Mapping[str, Any] = field(default_factory=dict)
+    guarded: bool = True
+    """Whether each call checks its arguments; the registered backend has Dynamo's guards instead."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the user should know, with the line and the remedy."""
+
+    kind: str
+    message: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class NodeMark:
+    """A node's mark, and which entry of the marked scope produced the node."""
+
+    mark: Mark
+    entry: int
+    direction: Direction
+
+
+@dataclass(frozen=True)
+class MarkedGraph:
+    """One graph (the outermost one, or a HOP's body) with the marks that were found in it."""
+
+    path: str
+    module: torch.fx.GraphModule
+    values: Mapping[torch.fx.Node, Any]
+    marks: Mapping[torch.fx.Node, NodeMark]
+    direction: Direction
+    eager_reason: str = ""
+    """Why no region of this graph may be compiled (a body that runs under vmap, say)."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Result of `collect`: graphs in processing order, bodies before the graphs that call them."""
+
+    graphs: tuple[MarkedGraph, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Region:
+    """A set of marked nodes with one mark, compiled as one unit."""
+
+    name: str
+    nodes: tuple[torch.fx.Node, ...]
+    mark: Mark
+    direction: Direction
+
+
+ScheduleItem: TypeAlias = "torch.fx.Node | Region"
+
+
+@dataclass(frozen=True)
+class PartitionedGraph:
+    """A marked graph, its regions, and the order in which nodes and regions will run."""
+
+    marked: MarkedGraph
+    regions: tuple[Region, ...]
+    schedule: tuple[ScheduleItem, ...]
+
+
+@dataclass(frozen=True)
+class Partitioned:
+    """Result of `partition`."""
+
+    graphs: tuple[PartitionedGraph, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class RegionCall:
+    """What a region's call node says of itself; lives in `node.meta[REGION_META]`."""
+
+    name: str
+    mark: Mark
+    direction: Direction
+    nodes: int
+    ops: tuple[str, ...]
+    source: str
+    module_path: str
+    effectful: bool = False
+    eager_reason: str = ""
+
+
+@dataclass(frozen=True)
+class OutlinedGraph:
+    """The new stitching graph of one module, not yet put into it."""
+
+    module: torch.fx.GraphModule
+    graph: torch.fx.Graph
+    submodules: Mapping[str, torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """Result of `outline`: nothing of the caller's has been touched yet."""
+
+    graphs: tuple[OutlinedGraph, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompiledRegion:
+    """A callable for a region key, or the reason why there is none."""
+
+    key: str
+    call: Callable[..., Any] | None
+    status: Literal["compiled", "shared", "memory", "eager"]
+    reason: str = ""
+    seconds: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """An outlined graph with what each of its region calls became, by node."""
+
+    outlined: OutlinedGraph
+    regions: Mapping[torch.fx.Node, CompiledRegion]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Result of `compile`."""
+
+    graphs: tuple[CompiledGraph, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stitched:
+    """Result of `stitch`: the modules that now call compiled regions."""
+
+    modules: tuple[torch.fx.GraphModule, ...]
+    findings: tuple[Finding, ...] = ()

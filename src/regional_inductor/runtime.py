@@ -1,0 +1,164 @@
+"""Calling compiled regions: the functions that stitching graphs hold, and their pickling."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch.fx.node import Node
+
+from ._torch import inductor
+from ._torch.values import is_fake
+from .errors import RegionError
+from .regions import REGION_META, RegionCall
+
+RegionFunction = Callable[..., Any]
+
+
+def named_function(compiled: Callable[..., Any], name: str) -> RegionFunction:
+    """A plain function over a compiled region: FX generates calls of functions, not of objects.
+
+    `__wrapped__` is the compiled region itself; GraphPickler recognises Inductor's artifact there.
+    """
+
+    def region(*args: Any) -> Any:
+        return compiled(*args)
+
+    region.__name__ = region.__qualname__ = name
+    region.__module__ = "regional_inductor"
+    region.__wrapped__ = compiled  # type: ignore[attr-defined]
+    return region
+
+
+def guarded_function(
+    compiled: Callable[..., Any],
+    eager: torch.fx.GraphModule,
+    expected: Sequence[Any],
+    call: RegionCall,
+) -> RegionFunction:
+    """A region for graphs that anybody may call, with any arguments.
+
+    Where Dynamo's guards hold, kinds of arguments can't change. Elsewhere they can: a compiled
+    region would read a float64 tensor as float32, or cut autograd's graph silently. So the kinds are
+    checked, fake tensors and tensors that need gradients take the eager path (right, if slower), and
+    a wrong dtype or device raises.
+    """
+    kinds = tuple(
+        (value.dtype, value.device, tuple(d if type(d) is int else None for d in value.shape))
+        if isinstance(value, torch.Tensor)
+        else None
+        for value in expected
+    )
+    trained = any(isinstance(v, torch.Tensor) and v.requires_grad for v in expected)
+    plain = (torch.Tensor, torch.nn.Parameter)
+
+    def region(*args: Any) -> Any:
+        grad = not trained and torch.is_grad_enabled()
+        for index, (value, kind) in enumerate(zip(args, kinds, strict=True)):
+            if kind is None:
+                continue
+            if type(value) not in plain:
+                if is_fake(value) or type(value) is not type(expected[index]):
+                    return eager(*args)
+            elif value.dtype is not kind[0] or value.device != kind[1]:
+                raise _wrong_kind(call, index, value, kind)
+            elif len(kind[2]) != value.dim() or any(
+                d is not None and d != size for d, size in zip(kind[2], value.shape, strict=True)
+            ):
+                raise _wrong_kind(call, index, value, kind)
+            if grad and value.requires_grad:
+                return eager(*args)
+        return compiled(*args)
+
+    region.__name__ = region.__qualname__ = call.name
+    region.__module__ = "regional_inductor"
+    region.__wrapped__ = compiled  # type: ignore[attr-defined]
+    return region
+
+
+def _wrong_kind(call: RegionCall, index: int, value: torch.Tensor, kind: Any) -> RegionError:
+    dtype, device, shape = kind
+    sizes = ", ".join("?" if d is None else str(d) for d in shape)
+    return RegionError(
+        f"argument {index} is a {value.dtype} tensor of shape ({', '.join(map(str, value.shape))}) on "
+        f"{value.device}, but the region was compiled for {dtype}, ({sizes}), {device}",
+        region=call.name,
+        source=call.source,
+        hint="capture and compile the graph again for these inputs, or compile through "
+        'torch.compile(..., backend="regional_inductor"), which recompiles by itself',
+    )
+
+
+class EffectfulRegion(torch.nn.Module):
+    """A compiled region whose call must survive dead-code elimination although nobody uses it.
+
+    FX keeps a `call_module` whose module says `_is_impure`; for functions it has a process-wide set
+    only, from which nothing is ever dropped.
+    """
+
+    _is_impure = True
+
+    def __init__(self, function: RegionFunction, call: RegionCall) -> None:
+        super().__init__()
+        self.function = function
+        self.call = call
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EffectfulRegion:
+        return EffectfulRegion(self.function, self.call)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = inductor.artifact_bytes(getattr(self.function, "__wrapped__", None))
+        if data is None:
+            raise RegionError(
+                "this region can't be pickled: it was not compiled by Inductor",
+                region=self.call.name,
+                source=self.call.source,
+            )
+        return _load_effectful, (data, self.call)
+
+
+def _load_effectful(data: bytes, call: RegionCall) -> EffectfulRegion:
+    return EffectfulRegion(named_function(inductor.artifact_from_bytes(data), call.name), call)
+
+
+def region_calls(module: torch.fx.GraphModule) -> Iterator[tuple[Node, RegionCall]]:
+    """The region calls of a stitching graph (nested graphs not included)."""
+    for node in module.graph.nodes:
+        call = node.meta.get(REGION_META)
+        if isinstance(call, RegionCall):
+            yield node, call
+
+
+@contextlib.contextmanager
+def picklable_targets(module: torch.fx.GraphModule) -> Iterator[None]:
+    """Check that each compiled region can be pickled before half of a file is written."""
+    for node, call in region_calls(module):
+        if node.op == "call_function" and (
+            inductor.artifact_bytes(getattr(node.target, "__wrapped__", None)) is None
+        ):
+            raise RegionError(
+                "this region can't be pickled: it was not compiled by Inductor",
+                region=call.name,
+                source=call.source,
+            )
+    yield
+
+
+def restore_targets(module: torch.fx.GraphModule) -> None:
+    """Give regions read back from a pickle their names and checks again."""
+    for node, call in region_calls(module):
+        if node.op != "call_function":
+            continue
+        compiled = getattr(node.target, "__wrapped__", node.target)
+        eager = getattr(module, call.name, None)
+        if isinstance(eager, torch.fx.GraphModule):
+            expected = [argument.meta.get("val") for argument in node.args if isinstance(argument, Node)]
+            node.target = guarded_function(compiled, eager, expected, call)
+        else:
+            node.target = named_function(compiled, call.name)

@@ -1,0 +1,56 @@
+"""Where in the user's code a node comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+
+import torch
+from torch.fx.node import Node
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def user_source(node: Node) -> str:
+    """The innermost line of the user's code that produced a node, as `file:line`, or ``""``."""
+    return _innermost(node.meta.get("stack_trace") or node.stack_trace or "")
+
+
+@functools.lru_cache(maxsize=4096)
+def _innermost(stack_trace: str) -> str:
+    for file, line in reversed(_FRAME.findall(stack_trace)):
+        if not file.startswith((_TORCH, _OURS, "<")) and file != contextlib.__file__:
+            return f"{file}:{line}"
+    return ""
+
+
+def module_path(nodes: tuple[Node, ...]) -> str:
+    """The qualified name of the innermost module that all the nodes were called in, or ``""``."""
+    common: list[str] | None = None
+    for node in nodes:
+        stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+        if not stack:
+            continue
+        names = [_qualified(str(value[0])) for value in stack.values()]
+        if common is None:
+            common = names
+        else:
+            shared = 0
+            for a, b in zip(common, names, strict=False):
+                if a != b:
+                    break
+                shared += 1
+            common = common[:shared]
+    return common[-1] if common else ""
+
+
+def _qualified(path: str) -> str:
+    """`L['self'].layers.0.mlp` and Dynamo's other spellings as `layers.0.mlp`."""
+    path = re.sub(r"^L\['[^']*'\]\.?|^L__self___?", "", path)
+    path = re.sub(r"\['([^']*)'\]|\[(\d+)\]", lambda m: "." + (m.group(1) or m.group(2)), path)
+    path = path.replace("._modules.", ".").replace(".modules.", ".")
+    return re.sub(r"\.(_modules|_orig_mod)(?=\.|$)", "", path).strip(".")

@@ -1,0 +1,1 @@
+"""One module a stage; stages don't import each other."""

@@ -1,0 +1,365 @@
+"""collect: read the marks of a graph, and of the bodies that its unmarked HOPs call, into nodes."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.fx
+from torch.fx.node import Node
+
+from .._torch import ops
+from .._torch.values import known_values
+from ..errors import ConflictError, RegionWarning
+from ..options import Mark, near_miss_keys, parse_mark
+from ..regions import Collected, Direction, Finding, MarkedGraph, NodeMark, Settings
+from ..source import user_source
+
+KEY = "compile_with_inductor"
+
+# These run their bodies as plain calls, so that a body may call a compiled region. Others (flex
+# attention's score_mod, associative_scan) run them under vmap, which no compiled region survives.
+_PLAIN_BODY_HOPS = frozenset(
+    {
+        "cond",
+        "while_loop",
+        "while_loop_stack_output",
+        "scan",
+        "map",
+        "map_impl",
+        "invoke_subgraph",
+        "tag_activation_checkpoint",
+        "wrap_activation_checkpoint",
+        "hints_wrapper",
+        "wrap",
+        "wrap_with_set_grad_enabled",
+    }
+)
+
+
+def collect(
+    module: torch.fx.GraphModule, example_inputs: Sequence[Any], settings: Settings
+) -> Collected:
+    """Read marks into nodes.
+
+    Args:
+        module: The outermost graph.
+        example_inputs: Its arguments, for placeholders that carry no fake value; may be empty.
+        settings: What this run was asked to do.
+
+    Returns:
+        Graphs with at least one mark, bodies before the graphs that call them.
+
+    Raises:
+        OptionError: An option that Inductor doesn't have, or a value of the wrong type.
+        ConflictError: One id with two sets of options.
+    """
+    reader = _Reader(settings)
+    graphs = list(_walk(module, "", tuple(example_inputs), None, "", reader, set()))
+    _check_ids(graphs)
+    for finding in reader.findings.values():
+        if finding.kind == "misspelt":
+            warnings.warn(RegionWarning(finding.message), stacklevel=2)
+    return Collected(tuple(graphs), tuple(reader.findings.values()))
+
+
+class _Reader:
+    """Parses each distinct mark once and keeps what there is to say about them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.findings: dict[tuple[str, str], Finding] = {}
+        self._parsed: dict[int, tuple[Any, Mark]] = {}
+        self._custom_seen: set[tuple[Any, ...]] = set()
+
+    def read(self, node: Node) -> Mark | None:
+        custom = node.meta.get("custom")
+        if not isinstance(custom, dict):
+            return None
+        self._note_near_misses(node, custom)
+        if KEY not in custom:
+            return None
+        value = custom[KEY]
+        known = self._parsed.get(id(value))
+        if known is None or known[0] is not value:
+            mark = parse_mark(
+                value,
+                source=user_source(node),
+                import_inductor=self.settings.region_backend == "inductor",
+            )
+            if self.settings.numerics == "eager" and mark.numerics is None:
+                mark = replace(mark, numerics="eager")
+            known = self._parsed[id(value)] = (value, mark)
+        return None if known[1].eager else known[1]
+
+    def _note_near_misses(self, node: Node, custom: dict[str, Any]) -> None:
+        keys = tuple(key for key in custom if key != KEY)
+        if not keys or keys in self._custom_seen:
+            return
+        self._custom_seen.add(keys)
+        for key, suggestion in near_miss_keys(custom):
+            source = user_source(node)
+            message = (
+                f"the annotation key {key!r} looks misspelt and marks nothing"
+                f"\n  at: {source or 'unknown line'}\n  way out: write {suggestion!r}"
+            )
+            self.findings.setdefault(("misspelt", key), Finding("misspelt", message, source))
+
+    def note(self, kind: str, message: str, source: str = "") -> None:
+        self.findings.setdefault((kind, message), Finding(kind, message, source))
+
+
+def _walk(
+    module: torch.fx.GraphModule,
+    path: str,
+    example_inputs: tuple[Any, ...],
+    inherited: Direction | None,
+    eager_reason: str,
+    reader: _Reader,
+    seen: set[int],
+) -> Iterator[MarkedGraph]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    marks = _marked_nodes(module, reader)
+    directions = _directions(module, inherited)
+    overall = inherited or _overall(directions)
+    for node in module.graph.nodes:
+        if not ops.is_hop(node) or node in marks:
+            continue
+        name = ops.hop_name(node)
+        reason = eager_reason
+        if name not in _PLAIN_BODY_HOPS:
+            reason = reason or f"the body of {name} runs under a transform of its own"
+        for target, body in ops.bodies(node, module):
+            inner = f"{path}.{target}" if path else target
+            yield from _walk(body, inner, (), directions.get(node, overall), reason, reader, seen)
+    if marks:
+        values = known_values(module, example_inputs)
+        node_marks = _with_entries(module, marks, directions)
+        _join_gradient_accumulation(module, node_marks, directions)
+        yield MarkedGraph(path, module, values, node_marks, overall, eager_reason)
+
+
+def _marked_nodes(module: torch.fx.GraphModule, reader: _Reader) -> dict[Node, Mark]:
+    marks: dict[Node, Mark] = {}
+    autocast_depth = 0
+    for node in module.graph.nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            # A constant is an input of the region that uses it; a HOP's body follows the HOP.
+            continue
+        name = str(getattr(node.target, "__name__", ""))
+        autocast_depth += (name == "_enter_autocast") - (name == "_exit_autocast")
+        if _selects_from_tuple(node):
+            producer = node.args[0]
+            if isinstance(producer, Node) and producer in marks:
+                marks[node] = marks[producer]
+            continue
+        mark = reader.read(node)
+        if mark is None:
+            continue
+        traits = ops.traits(node, module)
+        if traits.switch:
+            continue
+        if autocast_depth > 0:
+            reader.note(
+                "eager",
+                f"{node.name} runs inside an autocast block of a graph that AOTAutograd has not "
+                "traced yet, and stays eager; compile through torch.compile to have it compiled",
+                user_source(node),
+            )
+            continue
+        if traits.collective and (mark.collectives or reader.settings.collectives) != "include":
+            continue
+        marks[node] = mark
+    return marks
+
+
+def _selects_from_tuple(node: Node) -> bool:
+    import operator
+
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return False
+    producer = node.args[0]
+    if not isinstance(producer, Node):
+        return False
+    value = producer.meta.get("val", producer.meta.get("example_value"))
+    return not isinstance(value, torch.Tensor) and isinstance(node.args[1], (int, str))
+
+
+def _directions(
+    module: torch.fx.GraphModule, inherited: Direction | None
+) -> dict[Node, Direction]:
+    """Forward or backward of each node where one graph holds both; else one answer for all.
+
+    A backward graph also holds recomputed forward nodes: those may fuse with backward ones. Only
+    in a joint graph (one whose outputs include a forward node) must the two stay apart, since
+    AOTAutograd will cut it in two later.
+    """
+    backward = {
+        node
+        for node in module.graph.nodes
+        if node.meta.get("autograd_backward") or node.meta.get("partitioner_tag") == "is_backward"
+    }
+    if not backward:
+        return {}
+    outputs = module.graph.output_node().all_input_nodes
+    joint = any(o.op not in ("placeholder", "get_attr") and o not in backward for o in outputs)
+    if not joint or inherited == "backward":
+        return dict.fromkeys(module.graph.nodes, "backward")
+    return {n: "backward" if n in backward else "forward" for n in module.graph.nodes}
+
+
+def _overall(directions: dict[Node, Direction]) -> Direction:
+    return "backward" if "backward" in directions.values() else "forward"
+
+
+def _with_entries(
+    module: torch.fx.GraphModule, marks: dict[Node, Mark], directions: dict[Node, Direction]
+) -> dict[Node, NodeMark]:
+    """Tell apart the entries of marked scopes.
+
+    Marks of ours carry the entry's number. Others are told apart by runs: ordered by sequence
+    number (which checkpointing and bucketing keep while they move nodes, and which backward nodes
+    share with the forward node they belong to), nodes of one entry stand together, with no
+    unmarked node and no other module between them.
+    """
+    numbered: dict[Any, int] = {}
+    result: dict[Node, NodeMark] = {}
+    last: Node | None = None
+    broken = True
+    runs = 0
+    for node in _in_sequence(module, directions):
+        mark = marks.get(node)
+        if mark is None:
+            broken = broken or not _is_glue(node)
+            continue
+        direction = directions.get(node, "forward")
+        if mark.entry is not None:
+            entry = numbered.setdefault(("entry", mark.entry), len(numbered))
+        else:
+            continues = (
+                not broken
+                and last is not None
+                and marks[last].entry is None
+                and marks[last].join_key == mark.join_key
+                and directions.get(last, "forward") == direction
+                and _same_place(last, node)
+            )
+            runs += not continues
+            entry = numbered.setdefault(("run", runs), len(numbered))
+        if not _selects_from_tuple(node):
+            last, broken = node, False
+        result[node] = NodeMark(mark, entry, direction)
+    for node in list(result):
+        if _selects_from_tuple(node):
+            result[node] = result[node.args[0]]  # type: ignore[index]
+    return {node: result[node] for node in module.graph.nodes if node in result}
+
+
+def _in_sequence(
+    module: torch.fx.GraphModule, directions: dict[Node, Direction]
+) -> list[Node]:
+    keyed: list[tuple[bool, int, int, Node]] = []
+    sequence = -1
+    for position, node in enumerate(module.graph.nodes):
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        number = node.meta.get("seq_nr")
+        if isinstance(number, int) and not node.meta.get("is_gradient_acc"):
+            sequence = number
+        backward = directions.get(node) == "backward" and bool(node.meta.get("autograd_backward"))
+        keyed.append((backward, sequence, position, node))
+    return [node for *_, node in sorted(keyed, key=lambda item: item[:3])]
+
+
+def _is_glue(node: Node) -> bool:
+    """Nodes that tracers insert between the ops of one scope without the scope's annotation."""
+    return (
+        bool(node.meta.get("is_gradient_acc"))
+        or _selects_from_tuple(node)
+        or isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, torch.SymFloat, int))
+    )
+
+
+def module_stack(node: Node) -> tuple[str, ...]:
+    """Names of the modules a node was called in, outermost first; the forward's for backward."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    return tuple(re.sub(r"@\d+$", "", str(key)) + str(value[0]) for key, value in stack.items())
+
+
+def _same_place(a: Node, b: Node) -> bool:
+    """Whether one module call may have produced both: one stack lies within the other, or beside
+    it inside a common caller."""
+    first, second = module_stack(a), module_stack(b)
+    if not first or not second:
+        return first == second or not first or not second
+    shared = 0
+    for x, y in zip(first, second, strict=False):
+        if x != y:
+            break
+        shared += 1
+    return shared > 0
+
+
+def _join_gradient_accumulation(
+    module: torch.fx.GraphModule, marks: dict[Node, NodeMark], directions: dict[Node, Direction]
+) -> None:
+    """Autograd's additions of gradients carry no mark; each joins the region it lies in.
+
+    It lies in a region when both addends come from it, or when one does and all its users are in
+    it. An addition between two marked neighbours with one mark lies in it too.
+    """
+    for node in module.graph.nodes:
+        if not node.meta.get("is_gradient_acc") or node in marks or node.op != "call_function":
+            continue
+        around = [marks.get(argument) for argument in node.all_input_nodes]
+        users = [marks.get(user) for user in node.users]
+        candidates = [m for m in around if m is not None]
+        if not candidates:
+            continue
+        first = candidates[0]
+        keys = {(m.mark.join_key, m.direction) for m in candidates}
+        if len(keys) != 1:
+            continue
+        inside = len(candidates) == len(around) or (
+            bool(users)
+            and all(u is not None and (u.mark.join_key, u.direction) in keys for u in users)
+        )
+        if inside:
+            entries = {m.entry for m in candidates}
+            entry = first.entry if len(entries) == 1 else candidates[-1].entry
+            marks[node] = NodeMark(first.mark, entry, first.direction)
+    ordered = {node: marks[node] for node in module.graph.nodes if node in marks}
+    marks.clear()
+    marks.update(ordered)
+
+
+def _check_ids(graphs: list[MarkedGraph]) -> None:
+    first: dict[Any, tuple[Mark, Node]] = {}
+    for graph in graphs:
+        for node, node_mark in graph.marks.items():
+            mark = node_mark.mark
+            if mark.id is None:
+                continue
+            known, where = first.setdefault(mark.id, (mark, node))
+            if known.options_key != mark.options_key:
+                raise ConflictError(
+                    f"the id {mark.id!r} is used with different options: "
+                    f"{_describe(known)} and {_describe(mark)}",
+                    region=mark.name or str(mark.id),
+                    source=", ".join(s for s in (user_source(where), user_source(node)) if s),
+                    hint="give both places the same options, or each an id of its own",
+                )
+
+
+def _describe(mark: Mark) -> str:
+    parts = {**dict(mark.options)}
+    for name in ("numerics", "compile_timeout", "collectives"):
+        if getattr(mark, name) is not None:
+            parts[name] = getattr(mark, name)
+    return str(parts)

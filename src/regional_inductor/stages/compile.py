@@ -1,0 +1,171 @@
+"""compile: a callable for each distinct region, one compile for each key of the process."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.fx
+from torch.fx.node import Node
+
+from .._torch import inductor
+from .._torch.values import fake_mode_of, in_one_mode
+from ..errors import RegionCompileError, RegionError, RegionWarning
+from ..region_key import environment_key, region_key
+from ..regions import (
+    REGION_META,
+    Compiled,
+    CompiledGraph,
+    CompiledRegion,
+    Outlined,
+    OutlinedGraph,
+    RegionCall,
+    Settings,
+)
+
+_MEMORY_LIMIT = 4096
+_memory: OrderedDict[str, Callable[..., Any]] = OrderedDict()
+# Inductor's compile pipeline keeps its state in globals; one compile runs at a time.
+_lock = threading.RLock()
+
+
+def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 - the stage's name
+    """Compile each distinct region once.
+
+    Args:
+        outlined: Stitching graphs and region modules.
+        settings: `region_backend`, options for all regions, and what to do when one fails.
+
+    Returns:
+        For each region call a `CompiledRegion`; one that stays eager says why.
+
+    Raises:
+        RegionCompileError: A region failed to compile, with `on_error="raise"`.
+    """
+    environment = environment_key()
+    seen: set[str] = set()
+    return Compiled(
+        tuple(
+            CompiledGraph(
+                graph,
+                {
+                    node: _compile_call(node, graph, settings, environment, seen)
+                    for node in graph.graph.nodes
+                    if node.op == "call_module" and REGION_META in node.meta
+                },
+            )
+            for graph in outlined.graphs
+        ),
+        outlined.findings,
+    )
+
+
+def forget_compiled_regions() -> None:
+    """Drop every compiled region of the process; graphs that hold some keep them."""
+    with _lock:
+        _memory.clear()
+
+
+def _compile_call(
+    node: Node, graph: OutlinedGraph, settings: Settings, environment: str, seen: set[str]
+) -> CompiledRegion:
+    call: RegionCall = node.meta[REGION_META]
+    module = _module_of(node, graph)
+    options = {**settings.default_options, **dict(call.mark.options)}
+    reason = call.eager_reason or _unsupported(call, settings)
+    if reason:
+        return CompiledRegion("", None, "eager", reason, options=options)
+    backend = (
+        inductor.backend_identity() if settings.region_backend == "inductor" else "eager"
+    )
+    key = region_key(module, options, backend=backend, environment=environment)
+    if options.get("triton.cudagraphs"):
+        key = f"{key}:{len(seen)}"  # a recording belongs to one call site
+    with _lock:
+        known = _memory.get(key)
+        if known is not None:
+            _memory.move_to_end(key)
+            status = "shared" if key in seen else "memory"
+            seen.add(key)
+            return CompiledRegion(key, known, status, options=options)  # type: ignore[arg-type]
+        started = time.perf_counter()
+        try:
+            compiled = _BACKENDS[settings.region_backend](module, options, call)
+        except RegionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a compiler may raise is this region's failure
+            failed = _failed(error, key, call, settings, time.perf_counter() - started)
+            return replace(failed, options=options)
+        seen.add(key)
+        _memory[key] = compiled
+        while len(_memory) > _MEMORY_LIMIT:
+            _memory.popitem(last=False)
+        seconds = time.perf_counter() - started
+        return CompiledRegion(key, compiled, "compiled", seconds=seconds, options=options)
+
+
+def _module_of(node: Node, graph: OutlinedGraph) -> torch.fx.GraphModule:
+    module = graph.submodules.get(str(node.target))
+    if module is None:
+        module = graph.module.get_submodule(str(node.target))
+    assert isinstance(module, torch.fx.GraphModule)
+    return module
+
+
+def _unsupported(call: RegionCall, settings: Settings) -> str:
+    if (call.mark.numerics or settings.numerics) == "eager":
+        return 'numerics="eager": its operators run as they are, which is bit-equal to eager'
+    return ""
+
+
+def _inductor(
+    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall
+) -> Callable[..., Any]:
+    values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    mode = fake_mode_of(values) or inductor.new_fake_mode()
+    inputs = in_one_mode(values, mode)
+    trains = any(isinstance(v, torch.Tensor) and v.requires_grad for v in inputs)
+    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+        compiled: Callable[..., Any] = inductor.compile_standalone(
+            module, inputs, options, mode, call.name
+        )
+    return compiled
+
+
+def _eager(
+    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall
+) -> Callable[..., Any]:
+    """Runs a region's own graph: partitioning, keys and stitching without a compiler."""
+    return module
+
+
+_BACKENDS = {"inductor": _inductor, "eager": _eager}
+
+
+def _failed(
+    error: Exception, key: str, call: RegionCall, settings: Settings, seconds: float
+) -> CompiledRegion:
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    what = f"Inductor could not compile the region: {type(error).__name__}: {first_line}"
+    if settings.on_error == "raise":
+        raise RegionCompileError(
+            what,
+            region=call.name,
+            source=call.source,
+            hint='on_error="eager" leaves such a region eager and compiles the rest; '
+            "regional_inductor.eager() keeps code out of regions",
+        ) from error
+    failure = RegionCompileError(
+        f"{what}; it stays eager",
+        region=call.name,
+        source=call.source,
+        hint='on_error="raise" shows the whole error',
+    )
+    warnings.warn(RegionWarning(str(failure)), stacklevel=2)
+    return CompiledRegion(key, None, "eager", what, seconds)

@@ -1,0 +1,207 @@
+"""partition: decide which marked nodes form which region, and the order everything runs in."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Hashable
+
+from torch.fx.node import Node
+
+from .._torch import ops
+from ..contraction import resolve
+from ..regions import (
+    Collected,
+    MarkedGraph,
+    NodeMark,
+    Partitioned,
+    PartitionedGraph,
+    Region,
+    ScheduleItem,
+    Settings,
+)
+
+
+def partition(collected: Collected, settings: Settings) -> Partitioned:
+    """Decide regions.
+
+    Args:
+        collected: The graphs and their marks.
+        settings: `merge` chooses between one region for each entry of a marked scope ("scope") and
+            as few regions as there can be ("all").
+
+    Returns:
+        For each graph its regions and a schedule, a topological order in which every region stands
+        in one place. Contracting all regions at once leaves the graph acyclic.
+    """
+    return Partitioned(
+        tuple(_partition_graph(graph, settings) for graph in collected.graphs), collected.findings
+    )
+
+
+def _partition_graph(graph: MarkedGraph, settings: Settings) -> PartitionedGraph:
+    nodes = list(graph.module.graph.nodes)
+    position = {node: i for i, node in enumerate(nodes)}
+    found = [ops.traits(node, graph.module) for node in nodes]
+    successors: list[list[int]] = [[position[user] for user in node.users] for node in nodes]
+    for earlier, later in ops.ordering_edges(nodes, graph.module, found):
+        successors[earlier].append(later)
+    _pin_ends(nodes, successors)
+    if settings.merge == "all":
+        wanted = _groups_by_mark(nodes, graph)
+    else:
+        wanted = _groups_by_scope(nodes, graph, position)
+        _keep_unmarked_in_order(nodes, graph, successors)
+    group, order = resolve(successors, wanted)
+    if _follow_producers(nodes, graph, position, group):
+        group, order = resolve(successors, group)
+    return _as_schedule(graph, nodes, group, order)
+
+
+def _pin_ends(nodes: list[Node], successors: list[list[int]]) -> None:
+    """Placeholders first, in their order; the output last."""
+    placeholders = [i for i, node in enumerate(nodes) if node.op == "placeholder"]
+    for earlier, later in zip(placeholders, placeholders[1:], strict=False):
+        successors[earlier].append(later)
+    output = len(nodes) - 1
+    for i, node in enumerate(nodes):
+        if i != output and not node.users and nodes[output].op == "output":
+            successors[i].append(output)
+    if placeholders:
+        last = placeholders[-1]
+        for i, node in enumerate(nodes):
+            if not node.all_input_nodes and node.op != "placeholder" and i > last:
+                successors[last].append(i)
+
+
+def _keep_unmarked_in_order(
+    nodes: list[Node], graph: MarkedGraph, successors: list[list[int]]
+) -> None:
+    """A chain through all unmarked nodes; attributes are free, since reading one does nothing."""
+    previous = -1
+    for i, node in enumerate(nodes):
+        if node in graph.marks or node.op in ("placeholder", "get_attr"):
+            continue
+        if previous >= 0:
+            successors[previous].append(i)
+        previous = i
+
+
+def _follow_producers(
+    nodes: list[Node], graph: MarkedGraph, position: dict[Node, int], group: list[int]
+) -> bool:
+    """Put each selection from a tuple into its producer's region; says whether one had left it.
+
+    That can't close a cycle: a selection depends on nothing but its producer.
+    """
+    moved = False
+    for i, node in enumerate(nodes):
+        if group[i] >= 0 and node.target is operator.getitem:
+            producer = node.args[0]
+            if isinstance(producer, Node) and isinstance(
+                graph.values.get(producer), (tuple, list)
+            ):
+                moved = moved or group[i] != group[position[producer]]
+                group[i] = group[position[producer]]
+    return moved
+
+
+def _groups_by_mark(nodes: list[Node], graph: MarkedGraph) -> list[int]:
+    """One group for all nodes of one mark."""
+    numbers: dict[Hashable, int] = {}
+    group = []
+    for node in nodes:
+        marked = graph.marks.get(node)
+        group.append(
+            -1 if marked is None else numbers.setdefault(_joinable(marked), len(numbers))
+        )
+    return group
+
+
+def _groups_by_scope(
+    nodes: list[Node], graph: MarkedGraph, position: dict[Node, int]
+) -> list[int]:
+    """Nodes of one entry, of one id, or connected by data, as far as their marks are equal.
+
+    Modules of one class that feed one another (a tower of blocks) stay apart: each is a place of
+    its own, and together they would be one large region where apart they compile once.
+    """
+    parent = list(range(len(nodes)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    towers = _towers(graph)
+    entries: dict[Hashable, int] = {}
+    for i, node in enumerate(nodes):
+        marked = graph.marks.get(node)
+        if marked is None:
+            continue
+        joinable = _joinable(marked)
+        place: Hashable = (joinable, marked.entry)
+        if marked.mark.id is not None:
+            place = (joinable, None)
+        parent[root(i)] = root(entries.setdefault(place, i))
+        for argument in node.all_input_nodes:
+            other = graph.marks.get(argument)
+            if other is None or _joinable(other) != joinable:
+                continue
+            apart = marked.entry != other.entry and (
+                marked.mark.scope in towers or other.mark.scope in towers
+            )
+            if not apart or marked.mark.id is not None:
+                parent[root(i)] = root(position[argument])
+    return [root(i) if node in graph.marks else -1 for i, node in enumerate(nodes)]
+
+
+def _towers(graph: MarkedGraph) -> set[str]:
+    """Scopes of marked modules of which one feeds another of the same class directly."""
+    towers = set()
+    for node, marked in graph.marks.items():
+        scope = marked.mark.scope
+        if scope is None or not scope.startswith("module:"):
+            continue
+        for argument in node.all_input_nodes:
+            other = graph.marks.get(argument)
+            if other is not None and other.mark.scope == scope and other.entry != marked.entry:
+                towers.add(scope)
+    return towers
+
+
+def _joinable(marked: NodeMark) -> Hashable:
+    """What two nodes must have in common to share a region."""
+    return (marked.mark.join_key, marked.direction)
+
+
+def _as_schedule(
+    graph: MarkedGraph, nodes: list[Node], group: list[int], order: list[int]
+) -> PartitionedGraph:
+    members: dict[int, list[Node]] = {}
+    for i, g in enumerate(group):
+        if g >= 0:
+            members.setdefault(g, []).append(nodes[i])
+    schedule: list[ScheduleItem] = []
+    regions: list[Region] = []
+    taken: dict[str, int] = {}
+    for first in order:
+        if group[first] < 0:
+            schedule.append(nodes[first])
+            continue
+        inside = tuple(members[group[first]])
+        marked = graph.marks[inside[0]]
+        name = _region_name(marked.mark.name or "region", graph, taken)
+        region = Region(name, inside, marked.mark, marked.direction)
+        regions.append(region)
+        schedule.append(region)
+    return PartitionedGraph(graph, tuple(regions), tuple(schedule))
+
+
+def _region_name(label: str, graph: MarkedGraph, taken: dict[str, int]) -> str:
+    name = re.sub(r"\W+", "_", label).strip("_") or "region"
+    name = f"region_{name}" if name[0].isdigit() else name
+    number = taken.get(name, 0)
+    taken[name] = number + 1
+    return f"{name}_{number}" if number else name

@@ -1,0 +1,70 @@
+"""Shared by all tests: one Inductor cache folder a run, clean state around each test."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+# Inductor reads the folder when it is imported, and xdist's workers inherit the environment: so
+# this comes before torch. Compiled kernels are then shared by all tests of one run.
+_CACHE_FOLDER = None
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+    _CACHE_FOLDER = tempfile.mkdtemp(prefix="regional-inductor-tests-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE_FOLDER
+# Two cores: a pool of compile workers costs more than it gives.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+sys.path.insert(0, str(Path(__file__).parent))  # makes `support` importable under any import mode
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from support.under_test import AGAINST, UnderTest  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "inductor: compiles with Inductor, needs a C++ compiler")
+    # torch 2.13 warns about its own use of torch.jit while it imports parts of itself, whichever
+    # test happens to be the first to need them.
+    own = r"ignore:.torch\.jit\.:DeprecationWarning"
+    config.addinivalue_line("filterwarnings", own)
+    if AGAINST != "ours":
+        config.addinivalue_line("filterwarnings", "default")  # those are not ours to answer for
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    is_worker = hasattr(config, "workerinput")
+    if _CACHE_FOLDER is not None and not is_worker:
+        shutil.rmtree(_CACHE_FOLDER, ignore_errors=True)
+
+
+def pytest_report_header() -> str:
+    return f"regional_inductor tests run against: {AGAINST}"
+
+
+@pytest.fixture(autouse=True)
+def clean_state():
+    """Each test starts with an empty Dynamo cache, the same seeds and no thread-local leftovers."""
+    torch._dynamo.reset()
+    random.seed(0)
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def under_test(request: pytest.FixtureRequest) -> UnderTest:
+    """The pass and the backend under test; marked `inductor`, its regions are truly compiled."""
+    inductor = request.node.get_closest_marker("inductor") is not None
+    return UnderTest(against=AGAINST, region_backend="inductor" if inductor else "eager")
+
+
+@pytest.fixture
+def ri():
+    """The package itself, for tests of what PyTorch's pass has no counterpart for."""
+    if AGAINST != "ours":
+        pytest.skip("about this library's own surface")
+    return pytest.importorskip("regional_inductor")

@@ -1,0 +1,1 @@
+"""What the tests share: the pass under test, captured and hand-built graphs, comparison."""
