@@ -49,10 +49,18 @@ def pytest_report_header() -> str:
 def clean_state():
     """Each test starts with an empty Dynamo cache, the same seeds and no thread-local leftovers."""
     torch._dynamo.reset()
+    _forget_graph_breaks()
     random.seed(0)
     torch.manual_seed(0)
     yield
     torch._dynamo.reset()
+
+
+def _forget_graph_breaks():
+    """Warnings of breaks inside regions come with the next compile; not with the next test's."""
+    seen = sys.modules.get("regional_inductor._torch.dynamo")
+    if seen is not None:
+        seen.lost_regions()
 
 
 @pytest.fixture

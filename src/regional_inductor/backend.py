@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -13,8 +12,9 @@ import torch.fx
 from . import pipeline
 from ._torch import dynamo, inductor, ops
 from ._torch.fx import copy_graph_module
-from .errors import OptionError, RegionWarning, did_you_mean
-from .options import MARK_KEY, check_options, mode_options
+from .errors import OptionError, did_you_mean
+from .lost_marks import remember_marks, restore_marks
+from .options import check_options, mode_options
 from .regions import (
     REGION_META,
     CompiledGraph,
@@ -115,7 +115,7 @@ def regional_inductor(
         >>> torch.equal(gm(torch.ones(4)), f(torch.ones(4)))
         True
     """
-    settings = read_settings(options, **{"merge": "all", "on_error": "raise"})
+    settings = read_settings(options, merge="all", on_error="raise")
     report = Report()
     result = run_pass(gm, example_inputs, settings, report)
     publish(report)
@@ -164,7 +164,7 @@ def outline_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
         >>> ri.outline_regions(gm) is gm  # nothing is marked: nothing changes
         True
     """
-    settings = read_settings(options, **{"merge": "all", "on_error": "raise"})
+    settings = read_settings(options, merge="all", on_error="raise")
     outlined: Outlined = pipeline.run(gm, (), settings, stages=(collect, partition, outline))
     for graph in outlined.graphs:
         commit(CompiledGraph(graph, {}))
@@ -190,7 +190,7 @@ def compile_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
         >>> ri.compile_regions(ri.outline_regions(gm)) is gm
         True
     """
-    settings = read_settings(options, **{"merge": "all", "on_error": "raise"})
+    settings = read_settings(options, merge="all", on_error="raise")
     outlined = Outlined(tuple(_outlined_graphs(gm, set())))
     report = Report()
     trace = pipeline.Trace()
@@ -215,7 +215,9 @@ def _outlined_graphs(module: torch.fx.GraphModule, seen: set[int]) -> list[Outli
     calls = {
         str(n.target)
         for n in module.graph.nodes
-        if n.op == "call_module" and isinstance(n.meta.get(REGION_META), RegionCall)
+        if n.op == "call_module"
+        and isinstance(n.meta.get(REGION_META), RegionCall)
+        and not n.meta[REGION_META].stitched
     }
     for node in module.graph.nodes:
         if node.op == "get_attr":
@@ -265,49 +267,16 @@ def compile_captured(
     gm: torch.fx.GraphModule, example_inputs: list[Any], settings: Settings, report: Report
 ) -> Callable[..., Any]:
     """Take a graph that Dynamo captured through AOTAutograd and the pass."""
-    wanted = marks_of(gm)
+    wanted = remember_marks(gm)
     publish(report)
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        result = run_pass(graph, inputs, settings, report)
-        return result
+        return run_pass(graph, inputs, settings, report)
 
     def compile_forward(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        _warn_of_lost_marks(wanted, marks_of(graph))
+        restore_marks(wanted, graph)
         return compile_graph(graph, inputs)
 
     return dynamo.aot_backend(compile_forward, compile_graph, compile_forward)(  # type: ignore[no-any-return]
         gm, example_inputs
     )
-
-
-def marks_of(module: torch.fx.GraphModule) -> dict[str, str]:
-    """What marks a graph and its bodies carry: what identifies each, and its line."""
-    from .source import user_source
-
-    found: dict[str, str] = {}
-    for nested in module.modules():
-        if not isinstance(nested, torch.fx.GraphModule):
-            continue
-        for node in nested.graph.nodes:
-            custom = node.meta.get("custom")
-            if node.op.startswith("call") and isinstance(custom, dict) and MARK_KEY in custom:
-                value = custom[MARK_KEY]
-                if isinstance(value, dict) and value.get("eager"):
-                    continue
-                label = value.get("name") if isinstance(value, dict) else value
-                found.setdefault(f"{label!r}", user_source(node))
-    return found
-
-
-def _warn_of_lost_marks(wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
-    for label, source in wanted.items():
-        if label not in found:
-            warnings.warn(
-                RegionWarning(
-                    f"nothing that was marked {label} reached the graph that AOTAutograd made, so it "
-                    f"runs eager\n  marked at: {source or 'unknown line'}\n  way out: results that "
-                    "nobody uses and arithmetic on Python numbers leave no operators to compile"
-                ),
-                stacklevel=2,
-            )

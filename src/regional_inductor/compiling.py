@@ -12,7 +12,8 @@ import torch
 
 from ._torch import dynamo
 from .backend import backend_settings, compile_captured
-from .errors import OptionError, RegionWarning
+from .errors import OptionError, RegionWarning, compose
+from .options import MARK_KEY
 from .report import Report, publish
 
 _T = TypeVar("_T", bound=Callable[..., Any])
@@ -109,15 +110,33 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
 
 def warn_of_lost_regions() -> None:
     """Say when a graph break inside a marked region made Dynamo give a frame up."""
-    count, breaks = dynamo.lost_regions()
+    count, breaks, annotations = dynamo.lost_regions()
     if not count:
         return
     causes = "; ".join(dict.fromkeys(breaks)) or "unknown"
+    named: dict[str, Any] = {}
+    line = ""
+    for annotation, line in annotations:
+        value = _mark_value(annotation)
+        if isinstance(value, dict):
+            named = value
+            break
     warnings.warn(
         RegionWarning(
-            "a graph break lies inside a marked region, so Dynamo runs the whole function that holds "
-            f"the region eagerly\n  graph breaks: {causes}\n  way out: move what breaks out of the "
-            "region; fullgraph=True shows its line"
+            compose(
+                "a graph break lies inside a marked region, so Dynamo runs the whole function that "
+                f"holds the region eagerly; graph breaks so far: {causes}",
+                region=str(named.get("name") or ""),
+                source=str(named.get("source") or line),
+                hint="move what breaks out of the region; fullgraph=True shows its line",
+            )
         ),
         stacklevel=2,
     )
+
+
+def _mark_value(annotation: Any) -> Any:
+    for item in annotation if isinstance(annotation, (list, tuple)) else (annotation,):
+        if isinstance(item, dict) and MARK_KEY in item:
+            return item[MARK_KEY]
+    return None

@@ -12,13 +12,14 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 import torch.fx
 from torch import nn
 
+from ._torch.annotate import own_code
 from ._torch.targets import is_operator, is_same_operator, target_name
 from .errors import MarkError, did_you_mean, warn
 from .options import MARK_KEY, Collectives, Numerics, parse_mark
@@ -27,6 +28,7 @@ from .scope import (
     Value,
     caller_line,
     check_function,
+    checked,
     eager,
     make_value,
     mark_calls,
@@ -76,6 +78,7 @@ class _Site:
 
     inner: Callable[..., Any]
     values: tuple[Value, ...]
+    calls_class: bool = False  # of a module: there was no forward on the instance before
     wrapper: Callable[..., Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,14 +114,6 @@ def _find_site(function: Any) -> tuple[_Site | None, bool]:
         on_top = False
         function = getattr(function, "__wrapped__", getattr(function, "func", None))
     return None, False
-
-
-def _checked_value(arguments: Value, source: str) -> Value:
-    value = make_value(**arguments)
-    parse_mark(value, source=source)
-    if "inductor_configs" in value:
-        value["inductor_configs"] = dict(value["inductor_configs"])
-    return value
 
 
 # --- modules --------------------------------------------------------------------------------------
@@ -173,7 +168,8 @@ def mark(
     is wrapped: the module stays the same object of the same class, with the same ``state_dict``
     keys, hooks and signature; only its ``forward`` is overridden on the instance.  A deep copy is
     marked too.  Pickling leaves the mark out, so that the file loads where this package is not
-    installed; mark again after loading.  Hooks of a module run outside its mark.
+    installed; mark again after loading.  Hooks of a module run outside its mark.  A shallow copy
+    (``copy.copy``, replicas of ``DataParallel``) would call the original: copy first, then mark.
 
     Marking the same modules again with the same arguments changes nothing.  With other arguments
     the later mark rules, so that an exception can follow a general rule; when it is removed, the
@@ -213,17 +209,8 @@ def mark(
         >>> handle.remove()
     """
     source = caller_line()
-    value = _checked_value(
-        {
-            "name": name,
-            "options": options,
-            "id": id,
-            "numerics": numerics,
-            "compile_timeout": compile_timeout,
-            "collectives": collectives,
-        },
-        source,
-    )
+    value = make_value(name, options, id, numerics, compile_timeout, collectives)
+    value = checked(value, source)
     found = _find_modules(model, patterns or ("",), source)
     for path, module in found:
         _check_module(path, module, source)
@@ -291,14 +278,16 @@ def _mark_module(path: str, module: nn.Module, value: Value, source: str) -> _Ma
     value = with_defaults(value, type(module).__qualname__, "module", source)
     site, on_top = _find_site(module.__dict__.get("forward"))
     if site is None:
-        _install(module, _Site(_forward_beneath(module), (value,)))
+        _install(
+            module, _Site(_forward_beneath(module), (value,), "forward" not in module.__dict__)
+        )
         return _MarkedModule(path, module, value, is_new=True)
     if site.has_on_top(value):
         return _MarkedModule(path, module, value, is_new=False)
     values = (*_without(site.values, value), value)
     if on_top:
         # A new wrapper, not a change of this one: deep copies of the module share it.
-        _install(module, _Site(site.inner, values))
+        _install(module, replace(site, values=values))
     else:
         site.become(values)
     return _MarkedModule(path, module, value, is_new=True)
@@ -312,7 +301,7 @@ def _unmark_module(module: nn.Module, value: Value) -> None:
     if not on_top:
         site.become(values)
     elif values:
-        _install(module, _Site(site.inner, values))
+        _install(module, replace(site, values=values))
     else:
         _uninstall(module, site)
 
@@ -325,7 +314,7 @@ def _install(module: nn.Module, site: _Site) -> None:
 def _uninstall(module: nn.Module, site: _Site) -> None:
     if _BENEATH in module.__dict__:
         module.__dict__["forward"] = module.__dict__.pop(_BENEATH)
-    elif site.inner.__dict__.get("calls_class"):
+    elif site.calls_class:
         del module.__dict__["forward"]
     else:
         module.__dict__["forward"] = types.MethodType(site.inner, module)
@@ -343,7 +332,7 @@ def _forward_beneath(module: nn.Module) -> Callable[..., Any]:
         def class_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return type(self).forward(self, *args, **kwargs)
 
-        class_forward.__dict__["calls_class"] = True
+        own_code(class_forward, type(module).forward)
         return class_forward
     if isinstance(present, types.MethodType) and present.__self__ is module:
         method: Callable[..., Any] = present.__func__
@@ -356,6 +345,7 @@ def _forward_beneath(module: nn.Module) -> Callable[..., Any]:
     def instance_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return getattr(self, _BENEATH)(*args, **kwargs)
 
+    own_code(instance_forward, type(module).forward)
     return instance_forward
 
 
@@ -475,17 +465,8 @@ def mark_function(
         'torch.nn.RMSNorm.forward'
     """
     source = caller_line()
-    value = _checked_value(
-        {
-            "name": name,
-            "options": options,
-            "id": id,
-            "numerics": numerics,
-            "compile_timeout": compile_timeout,
-            "collectives": collectives,
-        },
-        source,
-    )
+    value = make_value(name, options, id, numerics, compile_timeout, collectives)
+    value = checked(value, source)
     place = _find_place(path, source)
     function = _inner_function(place.read())
     _check_marked_function(path, function, source)
@@ -589,6 +570,8 @@ def _warn_of_other_references(path: str, function: Any, place: _Place, source: s
 
 def _other_references(function: Any, place: _Place) -> Iterator[str]:
     for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("torch._C"):
+            continue  # no code there looks anything up by name
         # vars(), as getattr would make lazy modules import what they offer.
         namespace = getattr(module, "__dict__", None) if module is not place.owner else None
         for name, held in list((namespace or {}).items()):
@@ -683,17 +666,8 @@ def mark_nodes(
         2
     """
     source = caller_line()
-    value = _checked_value(
-        {
-            "name": name,
-            "options": options,
-            "id": id,
-            "numerics": numerics,
-            "compile_timeout": compile_timeout,
-            "collectives": collectives,
-        },
-        source,
-    )
+    value = make_value(name, options, id, numerics, compile_timeout, collectives)
+    value = checked(value, source)
     value["source"] = source
     candidates = list(_call_nodes(gm))
     targets = [node.target for node in candidates]

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import collections.abc
 import difflib
+import enum
 import math
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
+
+import torch
 
 from ._torch import config as inductor_config
 from .errors import MarkError, OptionError, did_you_mean, warn
@@ -49,6 +52,12 @@ _MEANT = {
     "region": "inductor_region",
     "timeout": "compile_timeout",
 }
+_CONSTANTS = (
+    *(bool, int, float, complex, str, bytes, frozenset, set),
+    *(types.FunctionType, types.BuiltinFunctionType, type, enum.Enum, torch.dtype, torch.device),
+)
+_CARRIED = "_regional_inductor_value"
+_CARRIERS: dict[int, type] = {}  # by id of what they carry, which they keep alive
 _ALREADY_WARNED: set[str] = set()  # one warning for each mistake and process, not one for each node
 
 
@@ -234,6 +243,34 @@ def near_miss_keys(custom: Mapping[Any, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def carried(value: Any) -> Any:
+    """A value that Dynamo can carry from a mark into a graph; :func:`parse_mark` reverses it.
+
+    Dynamo takes plain data, functions and classes for constants, and no other objects (a
+    ``CustomGraphPass``, say).  Those travel as an attribute of a class of their own, one for each
+    object, so that Dynamo's guard on the class is a guard on the object.
+    """
+    if isinstance(value, dict):
+        return {key: carried(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(carried(item) for item in value)
+    if value is None or isinstance(value, _CONSTANTS):
+        return value
+    if id(value) not in _CARRIERS:
+        _CARRIERS[id(value)] = type("Carrier", (), {_CARRIED: value})
+    return _CARRIERS[id(value)]
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, type):
+        return vars(value).get(_CARRIED, value)
+    if isinstance(value, dict):
+        return {key: _unpacked(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_unpacked(item) for item in value)
+    return value
+
+
 def freeze(value: Any) -> Hashable:
     """A hashable stand-in for an option's value, equal only for equal values of equal types.
 
@@ -285,7 +322,7 @@ def _read_options(options: Any, region: str, source: str) -> dict[str, Any]:
                 source=source,
                 hint='for example options={"max_autotune": True}',
             )
-    return dict(options)
+    return {key: _unpacked(option) for key, option in options.items()}
 
 
 def _read_id(region_id: Any, region: str, source: str) -> Hashable:
@@ -296,7 +333,8 @@ def _read_id(region_id: Any, region: str, source: str) -> Hashable:
             source=source,
             hint="use a string, a number or a tuple of them",
         )
-    return region_id
+    unpacked: Hashable = _unpacked(region_id)
+    return unpacked
 
 
 def _read_choice(

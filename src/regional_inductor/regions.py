@@ -75,9 +75,13 @@ class Collected:
 
 @dataclass(frozen=True)
 class Region:
-    """A set of marked nodes with one mark, compiled as one unit."""
+    """A set of marked nodes with one mark, compiled as one unit.
+
+    `name` is unique in its graph; `label` is what the user called it, and may recur.
+    """
 
     name: str
+    label: str
     nodes: tuple[torch.fx.Node, ...]
     mark: Mark
     direction: Direction
@@ -105,9 +109,14 @@ class Partitioned:
 
 @dataclass(frozen=True)
 class RegionCall:
-    """What a region's call node says of itself; lives in `node.meta[REGION_META]`."""
+    """What a region's call node says of itself; lives in `node.meta[REGION_META]`.
+
+    `submodule` is where the outlined region is found; `stitched` says that it was dealt with, so
+    that a second run of the pass leaves it alone.
+    """
 
     name: str
+    submodule: str
     mark: Mark
     direction: Direction
     nodes: int
@@ -116,6 +125,7 @@ class RegionCall:
     module_path: str
     effectful: bool = False
     eager_reason: str = ""
+    stitched: bool = False
 
 
 @dataclass(frozen=True)

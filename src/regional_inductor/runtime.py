@@ -156,7 +156,7 @@ def restore_targets(module: torch.fx.GraphModule) -> None:
         if node.op != "call_function":
             continue
         compiled = getattr(node.target, "__wrapped__", node.target)
-        eager = getattr(module, call.name, None)
+        eager = getattr(module, call.submodule, None)
         if isinstance(eager, torch.fx.GraphModule):
             expected = [argument.meta.get("val") for argument in node.args if isinstance(argument, Node)]
             node.target = guarded_function(compiled, eager, expected, call)

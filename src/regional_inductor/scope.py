@@ -25,10 +25,12 @@ from ._torch.annotate import (
     capture_that_drops_marks,
     has_preserved_node_meta,
     next_entry,
+    own_code,
     regional_inductor_entry,
+    run_as_python,
 )
 from .errors import MarkError, warn
-from .options import MARK_KEY, Collectives, Numerics, parse_mark
+from .options import MARK_KEY, Collectives, Numerics, carried, parse_mark
 
 __all__ = ["eager", "region"]
 
@@ -131,10 +133,7 @@ def region(
     bare = name is not None and not isinstance(name, str) and _is_markable(name)
     value = make_value(None if bare else name, options, id, numerics, compile_timeout, collectives)
     source = caller_line()
-    parse_mark(value, source=source)
-    if "inductor_configs" in value:
-        value["inductor_configs"] = dict(value["inductor_configs"])
-    scope = Scope(value, source)
+    scope = Scope(checked(value, source), source)
     return scope(name) if bare else scope
 
 
@@ -238,6 +237,15 @@ def make_value(
     return value
 
 
+def checked(value: Value, source: str) -> Value:
+    """The value with its mistakes raised, independent of the caller's dicts, fit for Dynamo."""
+    parse_mark(value, source=source)
+    return {
+        key: carried(dict(item) if isinstance(item, Mapping) else item)
+        for key, item in value.items()
+    }
+
+
 def mark_calls(function: Callable[..., Any], value: Value | None) -> Callable[..., Any]:
     """Wrap a function so that each of its calls is one entry of a marked scope."""
 
@@ -258,6 +266,7 @@ def mark_calls(function: Callable[..., Any], value: Value | None) -> Callable[..
         value = new
 
     if not torch.compiler.is_dynamo_compiling():
+        own_code(marked, function)
         setattr(marked, _SWITCH, change)
     return marked
 
@@ -368,9 +377,22 @@ def _decorate_class(cls: type, value: Value, source: str) -> type:
 def with_defaults(value: Value, name: str, scope: str, source: str) -> Value:
     if value.get("eager"):
         return dict(value)
-    return {"name": name, **value, "scope": f"{scope}:{name}", "source": source}
+    # A copy of the dicts too: for one dict in two marks Dynamo would guard on its being the same.
+    return {"name": name, **carried(value), "scope": f"{scope}:{name}", "source": source}
 
 
 def _definition_line(function: Any) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+
+
+run_as_python(
+    region,
+    eager,
+    Scope.__call__,
+    Scope.__enter__,
+    Scope.__exit__,
+    make_value,
+    marks_are_recorded,
+    capture_that_drops_marks,
+)

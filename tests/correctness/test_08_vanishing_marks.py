@@ -315,8 +315,11 @@ def test_marks_are_harmless_in_plain_export(ri):
                 return x.sin() * 2
 
     x = torch.randn(4)
-    program = torch.export.export(Marked(), (x,))
+    with region_warnings() as warned:
+        program = torch.export.export(Marked(), (x,))
     assert_same(program.module()(x), x.sin() * 2)
+    assert len(warned) <= 1
+    assert all("regional_inductor.export" in text for text in warned)
 
 
 # ---- the process-wide switch ------------------------------------------------------------------

@@ -175,9 +175,7 @@ def test_many_layers_give_one_backward_region_each(under_test, ri):
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize(
-    "fn", [two_marked_layers, marked_layers_apart], ids=lambda fn: fn.__name__
-)
+@pytest.mark.parametrize("fn", [two_marked_layers, marked_layers_apart], ids=lambda fn: fn.__name__)
 def test_compiled_by_inductor(under_test, fn):
     with under_test.watch() as seen:
         assert_trains_like_eager(under_test.compile(fn), fn, *arguments())

@@ -9,9 +9,11 @@ Dynamo from being imported); the current translator's output graph, to clean up 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 import threading
+import types
 import weakref
 from typing import Any
 
@@ -76,3 +78,37 @@ def _forget_constants(scope: dict[str, Any]) -> None:
     name = regional_inductor_entry.__name__
     for key in [key for key in scope if key.startswith(name) and type(scope[key]) is int]:
         del scope[key]
+
+
+def run_as_python(*functions: Any) -> None:
+    """Keep Dynamo from compiling functions of this package as frames of their own.
+
+    When Dynamo gives up the user's frame (a graph break inside a region), it looks at each function
+    that frame calls as if it were the start of a new one. Ours would then believe that they are being
+    traced. Tracing them as part of the user's code isn't affected.
+    """
+    from torch._C._dynamo.eval_frame import (
+        _FrameAction,
+        _FrameExecStrategy,
+        set_code_exec_strategy,
+    )
+
+    for function in functions:
+        set_code_exec_strategy(
+            function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+        )
+
+
+def own_code(wrapper: Any, function: Any) -> None:
+    """Give a wrapper a code object that it shares with wrappers of the same function only.
+
+    Dynamo remembers by code object which frames it gave up. Wrappers made by one `def` share
+    theirs, and a graph break inside one marked function would switch off all others. Those of one
+    function go on sharing: what Dynamo compiled for one block serves the next.
+    """
+    inner = inspect.unwrap(function)
+    key = (wrapper.__code__, getattr(inner, "__code__", None) or id(inner))
+    wrapper.__code__ = _CODES.setdefault(key, wrapper.__code__.replace())
+
+
+_CODES: dict[Any, types.CodeType] = {}

@@ -27,9 +27,6 @@ def option_types() -> dict[str, Any]:
     names = set(config.get_config_copy())
     # get_config_copy() leaves out keys that are only another name of a key elsewhere.
     names.update(getattr(config, "_config", ()))
-    names.discard(
-        "TYPE_CHECKING"
-    )  # an import of the config module that its metaprogramming catches
     return {name: config.get_type(name) for name in sorted(names)}
 
 

@@ -33,35 +33,67 @@ def graph_breaks() -> dict[str, int]:
     return dict(counters["graph_break"])
 
 
-def reset() -> None:
-    torch._dynamo.reset()
-
-
 _ESCAPED = "torch.fx.traceback.annotate escaped"
 _watching = False
 _escapes_seen = 0
+_escaped_annotations: list[tuple[Any, str]] = []
 
 
-def lost_regions() -> tuple[int, list[str]]:
+def lost_regions() -> tuple[int, list[str], list[tuple[Any, str]]]:
     """Frames Dynamo gave up since the last call because of a graph break inside a marked region.
 
     Returns:
-        How many, and the graph breaks that Dynamo counted so far (their first lines).
+        How many; the graph breaks that Dynamo counted so far (their first lines); and the
+        annotations that were open at the breaks, each with the line that broke, where this version
+        of torch lets us see them.
     """
     global _escapes_seen
     from torch._dynamo.utils import counters
 
     now = sum(n for reason, n in counters["unimplemented"].items() if _ESCAPED in reason)
     new, _escapes_seen = max(0, now - _escapes_seen), now
-    return new, [reason.strip().splitlines()[0] for reason in counters["graph_break"]]
+    annotations = list(_escaped_annotations)
+    _escaped_annotations.clear()
+    return new, [reason.strip().splitlines()[0] for reason in counters["graph_break"]], annotations
+
+
+def _watch_escapes() -> None:
+    """Take down the annotations that Dynamo can't carry over a graph break, as it finds out."""
+    from torch._dynamo.variables.ctx_manager import FxTracebackAnnotateVariable
+
+    reconstruct: Any = getattr(FxTracebackAnnotateVariable, "reconstruct_type", None)
+    if reconstruct is None:
+        return
+
+    def reconstruct_type(self: Any, codegen: Any) -> None:
+        _escaped_annotations.append((getattr(self, "target_values", None), _line(codegen)))
+        reconstruct(self, codegen)
+
+    FxTracebackAnnotateVariable.reconstruct_type = reconstruct_type
+
+
+def _line(codegen: Any) -> str:
+    try:
+        frame = codegen.tx.frame_summary()
+    except AttributeError:
+        return ""
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def watch_compiles(callback: Callable[[], None]) -> None:
-    """Call back after each of Dynamo's compiles, those that it gave up included. Once a process."""
+    """Call back after each of Dynamo's compiles, those that it gave up included.
+
+    `torch._dynamo.reset` forgets callbacks, so this is asked for again at each compile of ours.
+    """
     global _watching
-    if _watching:
-        return
-    _watching = True
     from torch._dynamo.callback import callback_handler
 
-    callback_handler.register_end_callback(lambda *_: callback())
+    if not _watching:
+        _watch_escapes()
+        _watching = True
+    end = _end_callbacks.setdefault(callback, lambda *_: callback())
+    if end not in callback_handler.end_callbacks:
+        callback_handler.register_end_callback(end)
+
+
+_end_callbacks: dict[Callable[[], None], Callable[..., None]] = {}

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..identity import identity_of
 
+
 def compile_standalone(
     module: torch.fx.GraphModule,
     inputs: Sequence[Any],

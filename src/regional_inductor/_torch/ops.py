@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -171,6 +171,13 @@ def op_name(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
+def base_name(node: Node) -> str:
+    """The operator's name without namespace and overload: `mul` for `aten.mul.Tensor`."""
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.name.split("::")[-1]
+    return op_name(node).split(".")[0]
+
+
 def target_identity(node: Node) -> str:
     """A name that two nodes share only if they call the very same thing."""
     target = node.target
@@ -203,7 +210,7 @@ def _hop_traits(node: Node, module: torch.nn.Module) -> OpTraits:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schema_traits(op: OpOverload) -> OpTraits:
     schema = op._schema
     writes: list[int | str] = []
@@ -255,9 +262,9 @@ def _packet_traits(packet: OpOverloadPacket) -> OpTraits:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _method_traits(name: str) -> OpTraits:
-    if name.endswith("_") and not name.startswith("__") or name in ("__setitem__", "set_", "copy_"):
+    if (name.endswith("_") and not name.startswith("__")) or name in ("__setitem__", "set_", "copy_"):
         packet = getattr(torch.ops.aten, name, None)
         draws = isinstance(packet, OpOverloadPacket) and _packet_traits(packet).draws
         return OpTraits(writes=(0,), aliases=(0,), draws=draws)
@@ -269,7 +276,7 @@ def _method_traits(name: str) -> OpTraits:
     return _OPAQUE
 
 
-@lru_cache(maxsize=None)
+@cache
 def _function_traits(target: Any) -> OpTraits:
     if isinstance(target, OpOverload):
         return _schema_traits(target)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.fx
@@ -20,6 +20,8 @@ from ..regions import Collected, Direction, Finding, MarkedGraph, NodeMark, Sett
 from ..source import user_source
 
 KEY = "compile_with_inductor"
+
+Reached: TypeAlias = "dict[Node, dict[Hashable, NodeMark]]"
 
 # These run their bodies as plain calls, so that a body may call a compiled region. Others (flex
 # attention's score_mod, associative_scan) run them under vmap, which no compiled region survives.
@@ -141,7 +143,7 @@ def _walk(
     if marks:
         values = known_values(module, example_inputs)
         node_marks = _with_entries(module, marks, directions)
-        _join_gradient_accumulation(module, node_marks, directions)
+        _join_gradient_accumulation(module, node_marks, reader.settings)
         yield MarkedGraph(path, module, values, node_marks, overall, eager_reason)
 
 
@@ -307,33 +309,42 @@ def _same_place(a: Node, b: Node) -> bool:
 
 
 def _join_gradient_accumulation(
-    module: torch.fx.GraphModule, marks: dict[Node, NodeMark], directions: dict[Node, Direction]
+    module: torch.fx.GraphModule, marks: dict[Node, NodeMark], settings: Settings
 ) -> None:
     """Autograd's additions of gradients carry no mark; each joins the region it lies in.
 
-    It lies in a region when both addends come from it, or when one does and all its users are in
-    it. An addition between two marked neighbours with one mark lies in it too.
+    It lies in a region when gradients of that region flow into it and out of it into the same
+    region again, straight or through other such additions. One at a region's border stays eager.
     """
-    for node in module.graph.nodes:
-        if not node.meta.get("is_gradient_acc") or node in marks or node.op != "call_function":
-            continue
-        around = [marks.get(argument) for argument in node.all_input_nodes]
-        users = [marks.get(user) for user in node.users]
-        candidates = [m for m in around if m is not None]
-        if not candidates:
-            continue
-        first = candidates[0]
-        keys = {(m.mark.join_key, m.direction) for m in candidates}
-        if len(keys) != 1:
-            continue
-        inside = len(candidates) == len(around) or (
-            bool(users)
-            and all(u is not None and (u.mark.join_key, u.direction) in keys for u in users)
-        )
+    additions = [
+        node
+        for node in module.graph.nodes
+        if node.meta.get("is_gradient_acc") and node not in marks and node.op == "call_function"
+    ]
+    if not additions:
+        return
+
+    def place(marked: NodeMark) -> Hashable:
+        entry = marked.entry if settings.merge == "scope" else None
+        return (marked.mark.join_key, marked.direction, entry)
+
+    def reach(nodes: list[Node], neighbours: Callable[[Node], Iterable[Node]]) -> Reached:
+        reached: Reached = {}
+        for node in nodes:
+            found = reached[node] = {}
+            for other in neighbours(node):
+                if other in marks:
+                    found.setdefault(place(marks[other]), marks[other])
+                else:
+                    found.update(reached.get(other, {}))
+        return reached
+
+    flows_in = reach(additions, lambda node: node.all_input_nodes)
+    flows_out = reach(additions[::-1], lambda node: node.users)
+    for node in additions:
+        inside = [marked for where, marked in flows_in[node].items() if where in flows_out[node]]
         if inside:
-            entries = {m.entry for m in candidates}
-            entry = first.entry if len(entries) == 1 else candidates[-1].entry
-            marks[node] = NodeMark(first.mark, entry, first.direction)
+            marks[node] = inside[-1]
     ordered = {node: marks[node] for node in module.graph.nodes if node in marks}
     marks.clear()
     marks.update(ordered)

@@ -57,7 +57,7 @@ def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 -
                 {
                     node: _compile_call(node, graph, settings, environment, seen)
                     for node in graph.graph.nodes
-                    if node.op == "call_module" and REGION_META in node.meta
+                    if _awaits_compilation(node)
                 },
             )
             for graph in outlined.graphs
@@ -108,6 +108,11 @@ def _compile_call(
             _memory.popitem(last=False)
         seconds = time.perf_counter() - started
         return CompiledRegion(key, compiled, "compiled", seconds=seconds, options=options)
+
+
+def _awaits_compilation(node: Node) -> bool:
+    call = node.meta.get(REGION_META)
+    return node.op == "call_module" and isinstance(call, RegionCall) and not call.stitched
 
 
 def _module_of(node: Node, graph: OutlinedGraph) -> torch.fx.GraphModule:

@@ -173,7 +173,7 @@ class _Outliner:
         name = self._submodule_name(region.name)
         self.submodules[name] = submodule
         call = self.graph.create_node("call_module", name, tuple(arguments), {}, name=region.name)
-        call.meta = self._call_meta(region, interface, traits, reason)
+        call.meta = self._call_meta(region, name, interface, traits, reason)
         submodule._is_impure = traits.ordered or traits.draws or traits.opaque  # type: ignore[assignment]
         for index, node in enumerate(interface.outputs):
             output = self.graph.create_node(
@@ -190,7 +190,7 @@ class _Outliner:
         if self.settings.on_error == "raise":
             raise MissingValueError(
                 what,
-                region=region.name,
+                region=region.label,
                 source=region.mark.source or user_source(region.nodes[0]),
                 hint="pass example inputs to the pass, or run torch.fx.passes.fake_tensor_prop."
                 "FakeTensorProp over the graph first",
@@ -254,7 +254,12 @@ class _Outliner:
         return candidate
 
     def _call_meta(
-        self, region: Region, interface: _Interface, traits: ops.OpTraits, reason: str
+        self,
+        region: Region,
+        submodule: str,
+        interface: _Interface,
+        traits: ops.OpTraits,
+        reason: str,
     ) -> dict[str, Any]:
         source = region.mark.source or next(filter(None, map(user_source, region.nodes)), "")
         if not reason and not any(self._computes(node) for node in region.nodes):
@@ -262,7 +267,8 @@ class _Outliner:
         meta: dict[str, Any] = {
             "val": tuple(self.values.get(node) for node in interface.outputs),
             REGION_META: RegionCall(
-                name=region.name,
+                name=region.label,
+                submodule=submodule,
                 mark=region.mark,
                 direction=region.direction,
                 nodes=len(region.nodes),

@@ -192,14 +192,14 @@ def _as_schedule(
             continue
         inside = tuple(members[group[first]])
         marked = graph.marks[inside[0]]
-        name = _region_name(marked.mark.name or "region", graph, taken)
-        region = Region(name, inside, marked.mark, marked.direction)
+        label = marked.mark.name or "region"
+        region = Region(_region_name(label, taken), label, inside, marked.mark, marked.direction)
         regions.append(region)
         schedule.append(region)
     return PartitionedGraph(graph, tuple(regions), tuple(schedule))
 
 
-def _region_name(label: str, graph: MarkedGraph, taken: dict[str, int]) -> str:
+def _region_name(label: str, taken: dict[str, int]) -> str:
     name = re.sub(r"\W+", "_", label).strip("_") or "region"
     name = f"region_{name}" if name[0].isdigit() else name
     number = taken.get(name, 0)

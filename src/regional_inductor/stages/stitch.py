@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+
 import torch.fx
 from torch.fx.node import Node
 
@@ -57,9 +58,10 @@ def set_calling_convention(module: torch.fx.GraphModule) -> None:
 def _replace_call(
     node: Node, region: CompiledRegion, graph: CompiledGraph, settings: Settings
 ) -> None:
+    call: RegionCall = replace(node.meta[REGION_META], stitched=True)
+    node.meta[REGION_META] = call
     if region.call is None:
         return
-    call: RegionCall = node.meta[REGION_META]
     submodules = graph.outlined.submodules
     name = str(node.target)
     if isinstance(region.call, torch.fx.GraphModule):
