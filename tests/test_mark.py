@@ -456,13 +456,9 @@ def test_a_marked_function_keeps_its_name_signature_and_pickles():
 
 def test_changing_the_options_dict_later_changes_no_mark():
     options = {"max_autotune": True}
-
-    @ri.region(options=options)
-    def function(x):
-        return x.sin()
-
+    region = ri.region(options=options)
     options["max_autotune"] = False
-    ((_, mark),) = trace(function, torch.ones(3))
+    ((_, mark),) = trace(region(torch.sin), torch.ones(3))
     assert mark["inductor_configs"] == {"max_autotune": True}
 
 

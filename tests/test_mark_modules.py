@@ -313,6 +313,14 @@ def test_a_deep_copy_is_marked_itself(model, x):
     assert is_untouched(copied)
 
 
+def test_marking_the_original_anew_leaves_its_deep_copies_as_they_were(model, x):
+    ri.mark(model, "layers.*.mlp", name="first")
+    copied = copy.deepcopy(model)
+    ri.mark(model, "layers.*.mlp", name="second")
+    assert marked_names(model, x) == ["second", "second"]
+    assert marked_names(copied, x) == ["first", "first"]
+
+
 def test_a_pickle_holds_nothing_of_this_package_and_gives_the_unmarked_module(model, x):
     ri.mark(model, "layers.*.mlp", options={"max_autotune": True})
     pickled = pickle.dumps(model)
@@ -455,13 +463,14 @@ def process_group():
 @pytest.mark.filterwarnings("ignore")  # DDP's and FSDP's own, on one CPU process
 @pytest.mark.parametrize("mark_first", [True, False])
 def test_fsdp2_and_ddp_wrap_marked_modules_as_they_do_others(model, x, mark_first):
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     expected = model(x)
     if mark_first:
         ri.mark(model, "layers.*.mlp")
     for layer in model.layers:
-        fully_shard(layer.mlp)
+        fully_shard(layer.mlp, mesh=init_device_mesh("cpu", (1,)))
     if not mark_first:
         ri.mark(model, "layers.*.mlp")
     assert type(model.layers[0].mlp).__name__ == "FSDPMLP"

@@ -210,7 +210,7 @@ def test_inductors_own_defaults_all_fit_the_types_it_declares():
 
 def test_options_that_are_no_dict_are_refused():
     assert message_of(OptionError, {"name": "mlp", "inductor_configs": ["max_autotune"]}) == (
-        "the options of a region must be a dict, not ['max_autotune'] (list)\n"
+        "the options of a region (inductor_configs) must be a dict, not ['max_autotune'] (list)\n"
         "  region: mlp\n"
         '  way out: for example options={"max_autotune": True}'
     )

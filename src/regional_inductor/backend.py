@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -269,14 +270,17 @@ def compile_captured(
     """Take a graph that Dynamo captured through AOTAutograd and the pass."""
     wanted = remember_marks(gm)
     publish(report)
+    outside = contextlib.nullcontext if not inductor.autograd_cache_forced() else inductor.tagged
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        return run_pass(graph, inputs, settings, report)
+        with outside(None):
+            return run_pass(graph, inputs, settings, report)
 
     def compile_forward(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
         restore_marks(wanted, graph)
         return compile_graph(graph, inputs)
 
-    return dynamo.aot_backend(compile_forward, compile_graph, compile_forward)(  # type: ignore[no-any-return]
-        gm, example_inputs
-    )
+    backend = dynamo.aot_backend(compile_forward, compile_graph, compile_forward)
+    # The key of AOTAutograd's cache sees neither marks nor our settings; the tag makes it.
+    with outside(f"{wanted.digest()} {settings}"):
+        return backend(gm, example_inputs)  # type: ignore[no-any-return]

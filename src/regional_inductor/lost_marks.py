@@ -49,6 +49,23 @@ class DynamoMarks:
     operators: tuple[MarkedOperator, ...]
     placeholders: tuple[str, ...]
 
+    def digest(self) -> str:
+        """Text that is equal in another process for the same marks in the same places.
+
+        Numbers of entries are drawn anew in each process; only which are equal counts.
+        """
+        numbers: dict[Any, int] = {}
+        lines = []
+        for operator in self.operators:
+            value = operator.value
+            if isinstance(value, dict):
+                entry = value.get("entry")
+                value = {k: v for k, v in value.items() if k not in ("entry", "source")}
+                value["entry"] = numbers.setdefault(entry, len(numbers))
+                value = sorted(value.items(), key=str)
+            lines.append(f"{operator.body_of} {operator.name} {value!r}")
+        return "\n".join(lines)
+
 
 def remember_marks(module: torch.fx.GraphModule) -> DynamoMarks:
     """Take down the marked operators of a graph before AOTAutograd traces it."""

@@ -161,7 +161,7 @@ def parse_mark(value: Any, *, source: str = "", import_inductor: bool = False) -
         )
     region = name or ""
     _warn_of_unknown_keys(value, region, source)
-    options = _read_options(value.get("inductor_configs"), region, source)
+    options = _read_options(value.get("inductor_configs", {}), region, source)
     if options and (import_inductor or inductor_config.inductor_is_imported()):
         check_options(options, region=region, source=source)
     return Mark(
@@ -305,11 +305,9 @@ def _typed(value: Hashable) -> Hashable:
 
 
 def _read_options(options: Any, region: str, source: str) -> dict[str, Any]:
-    if options is None:
-        return {}
     if not isinstance(options, Mapping):
         raise OptionError(
-            f"the options of a region must be a dict, not {_shown(options)}",
+            f"the options of a region (inductor_configs) must be a dict, not {_shown(options)}",
             region=region,
             source=source,
             hint='for example options={"max_autotune": True}',

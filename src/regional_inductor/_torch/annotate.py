@@ -1,6 +1,6 @@
 """How a mark gets into a graph: `torch.fx.traceback.annotate`, and numbers that Dynamo draws afresh.
 
-Checked on torch 2.13.0 (annotate and has_preserved_node_meta since 2.9, the rest since 2.7).
+Checked on torch 2.11.0 and 2.13.0.
 
 Private uses: the attribute behind `torch.compiler.assume_constant_result` (setting it directly keeps
 Dynamo from being imported); the current translator's output graph, to clean up after that feature;

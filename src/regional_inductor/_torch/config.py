@@ -1,8 +1,8 @@
 """Inductor's config, read without importing Inductor before somebody else did.
 
-Checked on torch 2.13.0.  Used of `torch._inductor.config`: `get_config_copy()` and `get_type(key)`
-(both also behind `torch.compile(options=...)`, unchanged since 2.7), aliased keys through `_config`
-(2.6 on; without it an alias is only less well typed); of `torch._inductor`: `list_mode_options`.
+Checked on torch 2.11.0 and 2.13.0.  Used of `torch._inductor.config`: `get_config_copy()` and
+`get_type(key)`, both also behind `torch.compile(options=...)`, and `_config`, where keys are that
+are only another name of a key elsewhere; of `torch._inductor`: `list_mode_options`.
 """
 
 from __future__ import annotations

@@ -105,6 +105,20 @@ def autograd_cache_forced() -> bool:
     return bool(functorch_config.force_autograd_cache)
 
 
+@contextlib.contextmanager
+def tagged(tag: str | None) -> Iterator[None]:
+    """Let Inductor's and AOTAutograd's cache keys see a text of ours; None takes it out again."""
+    import torch.compiler.config as compiler_config
+
+    old = compiler_config.cache_key_tag.split(_TAG)[0]
+    new = old if tag is None else f"{old}{_TAG}{hashlib.sha256(tag.encode()).hexdigest()}"
+    with compiler_config.patch(cache_key_tag=new):
+        yield
+
+
+_TAG = " regional_inductor:"
+
+
 def config_key() -> str:
     """A digest of Inductor's and functorch's config as they are now."""
     import torch._functorch.config as functorch_config

@@ -1,6 +1,6 @@
 """What a graph node calls: overloads, packets and higher-order operators.
 
-Checked on torch 2.13.0; the three classes of `torch._ops` are unchanged since 2.1.
+Checked on torch 2.11.0 and 2.13.0: the three classes of `torch._ops`.
 """
 
 from __future__ import annotations

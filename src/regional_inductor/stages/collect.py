@@ -175,10 +175,30 @@ def _marked_nodes(module: torch.fx.GraphModule, reader: _Reader) -> dict[Node, M
                 user_source(node),
             )
             continue
+        held = _held_object(node, module)
+        if held:
+            reader.note(
+                "eager",
+                f"{node.name} takes a {held}, which no compiled region can; it stays eager",
+                user_source(node),
+            )
+            continue
         if traits.collective and (mark.collectives or reader.settings.collectives) != "include":
             continue
         marks[node] = mark
     return marks
+
+
+def _held_object(node: Node, module: torch.fx.GraphModule) -> str:
+    """The kind of an argument that is neither tensor nor graph: a generator, a torchbind object."""
+    for argument in node.all_input_nodes:
+        if argument.op == "get_attr":
+            value = ops.attribute(module, str(argument.target))
+            if not isinstance(value, (torch.Tensor, torch.fx.GraphModule, int, float, type(None))):
+                return type(value).__name__
+    if any(isinstance(value, torch.Generator) for value in (*node.args, *node.kwargs.values())):
+        return "Generator"
+    return ""
 
 
 def _selects_from_tuple(node: Node) -> bool:
