@@ -12,9 +12,9 @@ import torch.fx
 
 from . import pipeline
 from ._torch import dynamo, inductor, ops
-from ._torch.fx import copy_graph_module
+from ._torch.fx import copy_graph
 from .errors import OptionError, did_you_mean
-from .lost_marks import remember_marks, restore_marks
+from .lost_marks import remember_marks, restore_marks, warn_of_lost_regions
 from .options import check_options, mode_options
 from .regions import (
     REGION_META,
@@ -118,7 +118,7 @@ def regional_inductor(
     """
     settings = read_settings(options, merge="all", on_error="raise")
     report = Report()
-    result = run_pass(gm, example_inputs, settings, report)
+    result: torch.fx.GraphModule = run_pass(gm, example_inputs, settings, report)
     publish(report)
     return result
 
@@ -227,7 +227,7 @@ def _outlined_graphs(module: torch.fx.GraphModule, seen: set[int]) -> list[Outli
                 found += _outlined_graphs(body, seen)
     if calls:
         submodules: dict[str, torch.nn.Module] = {n: module.get_submodule(n) for n in calls}
-        found.append(OutlinedGraph(module, copy_graph_module(module).graph, submodules))
+        found.append(OutlinedGraph(module, copy_graph(module.graph), submodules))
     return found
 
 
@@ -253,8 +253,6 @@ def dynamo_backend(
     Raises:
         OptionError: An unknown option or a wrong value.
     """
-    from .compiling import warn_of_lost_regions
-
     warn_of_lost_regions()
     return compile_captured(gm, example_inputs, backend_settings(options, mode), Report())
 

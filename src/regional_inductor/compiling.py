@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -12,8 +11,8 @@ import torch
 
 from ._torch import dynamo
 from .backend import backend_settings, compile_captured
-from .errors import OptionError, RegionWarning, compose
-from .options import MARK_KEY
+from .errors import OptionError
+from .lost_marks import warn_of_lost_regions
 from .report import Report, publish
 
 _T = TypeVar("_T", bound=Callable[..., Any])
@@ -68,9 +67,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         ['norm']
     """
     if capture not in ("auto", "model"):
-        raise OptionError(
-            f"capture={capture!r} is not a choice", hint="one of 'auto', 'model'"
-        )
+        raise OptionError(f"capture={capture!r} is not a choice", hint="one of 'auto', 'model'")
     settings = backend_settings(
         {
             **(options or {}),
@@ -98,7 +95,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     )
     if inspect.isfunction(compiled):
         compiled.report = report  # type: ignore[attr-defined]
-        return compiled
+        return compiled  # type: ignore[return-value]
 
     @functools.wraps(model_or_fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -106,37 +103,3 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
 
     wrapper.report = report  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
-
-
-def warn_of_lost_regions() -> None:
-    """Say when a graph break inside a marked region made Dynamo give a frame up."""
-    count, breaks, annotations = dynamo.lost_regions()
-    if not count:
-        return
-    causes = "; ".join(dict.fromkeys(breaks)) or "unknown"
-    named: dict[str, Any] = {}
-    line = ""
-    for annotation, line in annotations:
-        value = _mark_value(annotation)
-        if isinstance(value, dict):
-            named = value
-            break
-    warnings.warn(
-        RegionWarning(
-            compose(
-                "a graph break lies inside a marked region, so Dynamo runs the whole function that "
-                f"holds the region eagerly; graph breaks so far: {causes}",
-                region=str(named.get("name") or ""),
-                source=str(named.get("source") or line),
-                hint="move what breaks out of the region; fullgraph=True shows its line",
-            )
-        ),
-        stacklevel=2,
-    )
-
-
-def _mark_value(annotation: Any) -> Any:
-    for item in annotation if isinstance(annotation, (list, tuple)) else (annotation,):
-        if isinstance(item, dict) and MARK_KEY in item:
-            return item[MARK_KEY]
-    return None

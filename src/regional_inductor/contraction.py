@@ -92,9 +92,7 @@ def _order(successors: Adjacency, group: Sequence[int]) -> tuple[list[int], list
     return order, left
 
 
-def _components(
-    successors: Adjacency, group: Sequence[int], nodes: list[int]
-) -> list[list[int]]:
+def _components(successors: Adjacency, group: Sequence[int], nodes: list[int]) -> list[list[int]]:
     """Node lists of the strongly connected components (of units) with a cycle. Tarjan, iterative."""
     unit, _ = _units(group)
     inside = set(nodes)
@@ -102,9 +100,11 @@ def _components(
     for i in nodes:
         members.setdefault(unit[i], []).append(i)
     edges = {
-        u: list(dict.fromkeys(
-            unit[j] for i in found for j in successors[i] if j in inside and unit[j] != u
-        ))
+        u: list(
+            dict.fromkeys(
+                unit[j] for i in found for j in successors[i] if j in inside and unit[j] != u
+            )
+        )
         for u, found in members.items()
     }
     index: dict[int, int] = {}
@@ -179,7 +179,9 @@ def _best_split(edges: Adjacency, colour: list[int]) -> list[int]:
         return late
     candidates = [_greedy(edges, colour)]
     if 4 * colours * size <= _EFFORT:
-        counts = [len({e for e, c in zip(early, colour, strict=True) if c == k}) for k in range(colours)]
+        counts = [
+            len({e for e, c in zip(early, colour, strict=True) if c == k}) for k in range(colours)
+        ]
         ascending = sorted(range(colours), key=lambda k: (counts[k], k))
         for order in (ascending, ascending[::-1], list(range(colours)), list(range(colours))[::-1]):
             candidates.append(_one_after_another(edges, colour, order))

@@ -93,8 +93,7 @@ def _require(condition: bool, what: str, node: Node) -> None:
     if condition:
         return
     around = [
-        f"  {'->' if other is node else '  '} {other.format_node()}"
-        for other in _neighbours(node)
+        f"  {'->' if other is node else '  '} {other.format_node()}" for other in _neighbours(node)
     ]
     raise InvariantError("\n".join([f"{node.name}: {what}", *around]))
 

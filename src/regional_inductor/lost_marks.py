@@ -16,7 +16,7 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
-from ._torch import ops
+from ._torch import dynamo, ops
 from .errors import RegionWarning, compose
 from .options import MARK_KEY
 from .source import user_source
@@ -201,9 +201,7 @@ def _image_among(
     return None
 
 
-def _has_bare_user(
-    operator: MarkedOperator, images: Mapping[str, Node], bare: list[Node]
-) -> bool:
+def _has_bare_user(operator: MarkedOperator, images: Mapping[str, Node], bare: list[Node]) -> bool:
     inputs = {images[name] for name in operator.inputs if name in images}
     return any(inputs & set(node.all_input_nodes) for node in bare)
 
@@ -214,3 +212,36 @@ def _operator(node: Node) -> str:
     return _SAME_OPERATOR.get(name, name)
 
 
+def warn_of_lost_regions() -> None:
+    """Say when a graph break inside a marked region made Dynamo give a frame up."""
+    count, breaks, annotations = dynamo.lost_regions()
+    if not count:
+        return
+    causes = "; ".join(dict.fromkeys(breaks)) or "unknown"
+    named: dict[str, Any] = {}
+    line = ""
+    for annotation, broken_line in annotations:
+        line = broken_line
+        value = _annotated_value(annotation)
+        if isinstance(value, dict):
+            named = value
+            break
+    warnings.warn(
+        RegionWarning(
+            compose(
+                "a graph break lies inside a marked region, so Dynamo runs the whole function that "
+                f"holds the region eagerly; graph breaks so far: {causes}",
+                region=str(named.get("name") or ""),
+                source=str(named.get("source") or line),
+                hint="move what breaks out of the region; fullgraph=True shows its line",
+            )
+        ),
+        stacklevel=2,
+    )
+
+
+def _annotated_value(annotation: Any) -> Any:
+    for item in annotation if isinstance(annotation, (list, tuple)) else (annotation,):
+        if isinstance(item, dict) and MARK_KEY in item:
+            return item[MARK_KEY]
+    return None

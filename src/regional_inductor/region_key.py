@@ -115,7 +115,7 @@ def _graph_lines(module: torch.fx.GraphModule) -> list[str]:
 
 def _hints(node: Node) -> str:
     """Node meta that Inductor or AOTAutograd act upon."""
-    acted_on = {
+    acted_on: dict[str, str] = {
         key: str(node.meta[key])
         for key in ("recompute", "quantization_tag", "unbacked_bindings")
         if key in node.meta
@@ -143,9 +143,14 @@ def _spell(value: Any, number: Mapping[Node, int], module: torch.fx.GraphModule)
         kind = "[" if isinstance(value, list) else "("
         return kind + ",".join(_spell(item, number, module) for item in value) + ")"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{k!r}:{_spell(v, number, module)}" for k, v in sorted(
-            value.items(), key=lambda item: str(item[0])
-        )) + "}"
+        return (
+            "{"
+            + ",".join(
+                f"{k!r}:{_spell(v, number, module)}"
+                for k, v in sorted(value.items(), key=lambda item: str(item[0]))
+            )
+            + "}"
+        )
     if isinstance(value, slice):
         return f"slice{_spell((value.start, value.stop, value.step), number, module)}"
     if isinstance(value, SYMBOLIC_TYPES):

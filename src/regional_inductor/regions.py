@@ -61,6 +61,8 @@ class MarkedGraph:
     values: Mapping[torch.fx.Node, Any]
     marks: Mapping[torch.fx.Node, NodeMark]
     direction: Direction
+    joint: bool = False
+    """Whether this is a joint graph, which AOTAutograd will cut into forward and backward later."""
     eager_reason: str = ""
     """Why no region of this graph may be compiled (a body that runs under vmap, say)."""
 
@@ -125,16 +127,21 @@ class RegionCall:
     module_path: str
     effectful: bool = False
     eager_reason: str = ""
+    joint: bool = False
     stitched: bool = False
 
 
 @dataclass(frozen=True)
 class OutlinedGraph:
-    """The new stitching graph of one module, not yet put into it."""
+    """The new stitching graph of one module, not yet put into it.
+
+    `submodules` will be added to the module; those in `obsolete` that are not among them will go.
+    """
 
     module: torch.fx.GraphModule
     graph: torch.fx.Graph
-    submodules: Mapping[str, torch.nn.Module]
+    submodules: dict[str, torch.nn.Module]
+    obsolete: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

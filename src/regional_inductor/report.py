@@ -203,8 +203,14 @@ def table(report: Report) -> Any:
         title_justify="left",
     )
     for header, right in (
-        ("region", False), ("pass", False), ("where", False), ("nodes", True), ("places", True),
-        ("options", False), ("status", False), ("seconds", True),
+        ("region", False),
+        ("pass", False),
+        ("where", False),
+        ("nodes", True),
+        ("places", True),
+        ("options", False),
+        ("status", False),
+        ("seconds", True),
     ):
         result.add_column(header, justify="right" if right else "left", overflow="fold")
     for places in rows.values():
@@ -230,6 +236,4 @@ def _where(places: list[RegionReport]) -> str:
         return places[0].source.rpartition("/")[2]
     if len({len(path) for path in paths}) > 1:
         return ".".join(paths[0]) + ", ..."
-    return ".".join(
-        parts[0] if len(set(parts)) == 1 else "*" for parts in zip(*paths, strict=True)
-    )
+    return ".".join(parts[0] if len(set(parts)) == 1 else "*" for parts in zip(*paths, strict=True))

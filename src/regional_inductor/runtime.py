@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -133,32 +132,3 @@ def region_calls(module: torch.fx.GraphModule) -> Iterator[tuple[Node, RegionCal
         call = node.meta.get(REGION_META)
         if isinstance(call, RegionCall):
             yield node, call
-
-
-@contextlib.contextmanager
-def picklable_targets(module: torch.fx.GraphModule) -> Iterator[None]:
-    """Check that each compiled region can be pickled before half of a file is written."""
-    for node, call in region_calls(module):
-        if node.op == "call_function" and (
-            inductor.artifact_bytes(getattr(node.target, "__wrapped__", None)) is None
-        ):
-            raise RegionError(
-                "this region can't be pickled: it was not compiled by Inductor",
-                region=call.name,
-                source=call.source,
-            )
-    yield
-
-
-def restore_targets(module: torch.fx.GraphModule) -> None:
-    """Give regions read back from a pickle their names and checks again."""
-    for node, call in region_calls(module):
-        if node.op != "call_function":
-            continue
-        compiled = getattr(node.target, "__wrapped__", node.target)
-        eager = getattr(module, call.submodule, None)
-        if isinstance(eager, torch.fx.GraphModule):
-            expected = [argument.meta.get("val") for argument in node.args if isinstance(argument, Node)]
-            node.target = guarded_function(compiled, eager, expected, call)
-        else:
-            node.target = named_function(compiled, call.name)

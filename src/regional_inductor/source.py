@@ -50,7 +50,7 @@ def module_path(nodes: tuple[Node, ...]) -> str:
 
 def _qualified(path: str) -> str:
     """`L['self'].layers.0.mlp` and Dynamo's other spellings as `layers.0.mlp`."""
-    path = re.sub(r"^L\['[^']*'\]\.?|^L__self___?", "", path)
+    path = re.sub(r"^[LG]\['[^']*'\]\.?|^L__self___?", "", path)
     path = re.sub(r"\['([^']*)'\]|\[(\d+)\]", lambda m: "." + (m.group(1) or m.group(2)), path)
     path = path.replace("._modules.", ".").replace(".modules.", ".")
     return re.sub(r"\.(_modules|_orig_mod)(?=\.|$)", "", path).strip(".")

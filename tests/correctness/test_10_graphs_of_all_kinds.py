@@ -211,6 +211,16 @@ def test_forward_and_backward_of_a_joint_graph_share_no_region(under_test, ri, f
 @by_name
 def test_joint_graph_partitioned_after_the_pass(under_test, function):
     """The pass as a joint pass of AOTAutograd, then its partitioner."""
+    check_partitioned_after_the_pass(under_test, function)
+
+
+@pytest.mark.inductor
+@by_name
+def test_compiled_joint_graph_partitioned_after_the_pass(under_test, function):
+    check_partitioned_after_the_pass(under_test, function)
+
+
+def check_partitioned_after_the_pass(under_test, function):
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.aot_autograd import make_boxed_func
     from torch._functorch.partitioners import default_partition

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 
 def aot_backend(
     forward: Callable[..., Any], backward: Callable[..., Any], inference: Callable[..., Any]
@@ -18,7 +16,7 @@ def aot_backend(
     """A Dynamo backend that hands functional forward and backward graphs to the compilers given."""
     from torch._dynamo.backends.common import aot_autograd
 
-    return aot_autograd(  # type: ignore[no-any-return]
+    return aot_autograd(
         fw_compiler=forward,
         bw_compiler=backward,
         inference_compiler=inference,
@@ -69,7 +67,7 @@ def _watch_escapes() -> None:
         _escaped_annotations.append((getattr(self, "target_values", None), _line(codegen)))
         reconstruct(self, codegen)
 
-    FxTracebackAnnotateVariable.reconstruct_type = reconstruct_type
+    FxTracebackAnnotateVariable.reconstruct_type = reconstruct_type  # type: ignore[method-assign]
 
 
 def _line(codegen: Any) -> str:

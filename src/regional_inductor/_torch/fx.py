@@ -90,77 +90,20 @@ def empty_like(graph: torch.fx.Graph) -> torch.fx.Graph:
     return new
 
 
+def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
+    """A copy with nodes of its own; their values are shared."""
+    new = empty_like(graph)
+    environment: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in graph.nodes:
+        environment[node] = new.node_copy(node, environment.__getitem__)
+    return new
+
+
 def copy_graph_module(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """A copy with graphs of its own, nested ones included; tensors and fake values are shared."""
-    graph = empty_like(module.graph)
-    environment: dict[torch.fx.Node, torch.fx.Node] = {}
-    for node in module.graph.nodes:
-        environment[node] = graph.node_copy(node, environment.__getitem__)
-    result = torch.fx.GraphModule(module, graph)
+    result = torch.fx.GraphModule(module, copy_graph(module.graph))
     for name, child in module.named_children():
         if isinstance(child, torch.fx.GraphModule) and hasattr(result, name):
             setattr(result, name, copy_graph_module(child))
     result.meta = dict(module.meta)
     return result
-
-
-class StitchedGraphModule(torch.fx.GraphModule):
-    """A GraphModule whose nodes call compiled regions; pickles with those regions inside.
-
-    A plain GraphModule pickles its source and traces it again, which can't name a compiled region.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return load_stitched, (dump_stitched(self),)
-
-
-def make_stitched(module: torch.fx.GraphModule) -> None:
-    """Turn a GraphModule into a `StitchedGraphModule`, in place.
-
-    Each GraphModule has a class of its own, so exchanging that class touches no other module.
-    """
-    base = type(module).__mro__[1]
-    if issubclass(base, StitchedGraphModule):
-        return
-    stitched = (
-        StitchedGraphModule
-        if base is torch.fx.GraphModule
-        else type(base.__name__, (StitchedGraphModule, base), {"__module__": base.__module__})
-    )
-    implementation = type("GraphModuleImpl", (stitched,), {})
-    implementation.__qualname__ = "GraphModuleImpl"
-    module.__class__ = implementation
-
-
-_UNPICKLABLE_META = frozenset(
-    {"source_fn_stack", "nn_module_stack", "fwd_source_fn_stack", "fwd_nn_module_stack", "from_node",
-     "desc", "eager_input_vals", "grapharg", "torch_fn", "_dynamo_source"}
-)
-
-
-def dump_stitched(module: torch.fx.GraphModule) -> bytes:
-    from torch.fx._graph_pickler import GraphPickler, Options
-
-    from ..runtime import picklable_targets
-
-    options = Options(
-        ops_filter=None, node_metadata_key_filter=lambda key: key not in _UNPICKLABLE_META
-    )
-    with picklable_targets(module):
-        return GraphPickler.dumps(module, options)
-
-
-def load_stitched(data: bytes) -> torch.fx.GraphModule:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx._graph_pickler import GraphPickler
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    from ..runtime import restore_targets
-
-    module = GraphPickler.loads(data, FakeTensorMode(shape_env=ShapeEnv()))
-    assert isinstance(module, torch.fx.GraphModule)
-    restore_targets(module)
-    module.recompile()
-    make_stitched(module)
-    module.recompile()
-    return module

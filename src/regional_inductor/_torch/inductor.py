@@ -112,7 +112,7 @@ def tagged(tag: str | None) -> Iterator[None]:
 
     old = compiler_config.cache_key_tag.split(_TAG)[0]
     new = old if tag is None else f"{old}{_TAG}{hashlib.sha256(tag.encode()).hexdigest()}"
-    with compiler_config.patch(cache_key_tag=new):
+    with compiler_config.patch(cache_key_tag=new):  # type: ignore[attr-defined]
         yield
 
 

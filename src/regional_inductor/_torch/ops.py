@@ -7,6 +7,7 @@ side-effectful functions, the names of the autocast and grad-mode switches that 
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 import operator
 from collections.abc import Iterator
@@ -22,7 +23,14 @@ from torch.fx.node import Node
 from ..identity import identity_of
 
 _COLLECTIVE_NAMESPACES = frozenset(
-    {"_c10d_functional", "c10d_functional", "_c10d_functional_autograd", "c10d", "symm_mem", "_dtensor"}
+    {
+        "_c10d_functional",
+        "c10d_functional",
+        "_c10d_functional_autograd",
+        "c10d",
+        "symm_mem",
+        "_dtensor",
+    }
 )
 # Recorded by Dynamo as plain functions; each changes the meaning of every node after it.
 _STATE_SWITCHES = frozenset(
@@ -47,8 +55,17 @@ _STATE_SWITCHES = frozenset(
         "_saved_tensors_hooks_enable",
     }
 )
-_PURE_MODULES = frozenset({"_operator", "operator", "math", "builtins", "torch.fx.operator_schemas"})
-_EFFECTFUL_NAMES = ("_assert", "sym_constrain_range", "_print", "record_function", "_check", "print")
+_PURE_MODULES = frozenset(
+    {"_operator", "operator", "math", "builtins", "torch.fx.operator_schemas"}
+)
+_EFFECTFUL_NAMES = (
+    "_assert",
+    "sym_constrain_range",
+    "_print",
+    "record_function",
+    "_check",
+    "print",
+)
 # HOPs whose bodies or operands the effect of which their operands don't show.
 _ORDERED_HOPS = frozenset({"with_effects", "print", "call_torchbind", "inductor_compiled_code"})
 _RANDOM_HOPS = frozenset(
@@ -145,7 +162,9 @@ def hop_name(node: Node) -> str:
 
 
 def is_graph_attribute(node: Node, module: torch.nn.Module) -> bool:
-    return node.op == "get_attr" and isinstance(attribute(module, str(node.target)), torch.fx.GraphModule)
+    return node.op == "get_attr" and isinstance(
+        attribute(module, str(node.target)), torch.fx.GraphModule
+    )
 
 
 def is_view(node: Node) -> bool:
@@ -238,7 +257,9 @@ def _schema_traits(op: OpOverload) -> OpTraits:
         or any(part in name for part in _EFFECTFUL_NAMES)
         or op in torch.fx.node._side_effectful_functions
         or (not schema.returns and not writes)
-        or any("ScriptObject" in str(a.type) or "__torch__" in str(a.type) for a in schema.arguments)
+        or any(
+            "ScriptObject" in str(a.type) or "__torch__" in str(a.type) for a in schema.arguments
+        )
     )
     return OpTraits(
         writes=tuple(writes),
@@ -251,7 +272,7 @@ def _schema_traits(op: OpOverload) -> OpTraits:
 
 def _packet_traits(packet: OpOverloadPacket) -> OpTraits:
     """What any overload of a packet may do: the cautious union."""
-    merged = [_schema_traits(getattr(packet, name)) for name in packet.overloads()]
+    merged = [_schema_traits(getattr(packet, name)) for name in packet.overloads()]  # type: ignore[no-untyped-call]
     return OpTraits(
         # `out=` overloads would make every operator a writer; they are written by keyword only.
         writes=tuple({w for m in merged for w in m.writes if not isinstance(w, str)}),
@@ -264,7 +285,11 @@ def _packet_traits(packet: OpOverloadPacket) -> OpTraits:
 
 @cache
 def _method_traits(name: str) -> OpTraits:
-    if (name.endswith("_") and not name.startswith("__")) or name in ("__setitem__", "set_", "copy_"):
+    if (name.endswith("_") and not name.startswith("__")) or name in (
+        "__setitem__",
+        "set_",
+        "copy_",
+    ):
         packet = getattr(torch.ops.aten, name, None)
         draws = isinstance(packet, OpOverloadPacket) and _packet_traits(packet).draws
         return OpTraits(writes=(0,), aliases=(0,), draws=draws)
@@ -292,7 +317,10 @@ def _function_traits(target: Any) -> OpTraits:
         return OpTraits(writes=(0,), aliases=(0,))
     if module in _PURE_MODULES or getattr(builtins, name, None) is target or hasattr(math, name):
         return OpTraits(aliases=(0,)) if name in ("getitem", "getattr") else _PURE
-    if any(part in name for part in _EFFECTFUL_NAMES) or target in torch.fx.node._side_effectful_functions:
+    if (
+        any(part in name for part in _EFFECTFUL_NAMES)
+        or target in torch.fx.node._side_effectful_functions
+    ):
         return OpTraits(ordered=True)
     if module.split(".")[0] in ("torch", "") or module.startswith("torch"):
         packet = getattr(torch.ops.aten, name, None)
@@ -345,7 +373,7 @@ def ordering_edges(
 
 
 def _chain(result: OrderingEdges, positions: list[int]) -> None:
-    for earlier, later in zip(positions, positions[1:], strict=False):
+    for earlier, later in itertools.pairwise(positions):
         result.add(earlier, later)
 
 
@@ -359,7 +387,8 @@ def _device_of(node: Node) -> str:
 def _switch_edges(result: OrderingEdges, nodes: list[Node], found: list[OpTraits]) -> None:
     if not any(t.switch for t in found):
         return
-    last_switch, since = -1, []
+    last_switch = -1
+    since: list[int] = []
     for i, t in enumerate(found):
         if nodes[i].op in ("placeholder", "get_attr", "output"):
             continue

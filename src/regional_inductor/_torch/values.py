@@ -82,9 +82,7 @@ class _Propagation(torch.fx.Interpreter):
             if node in self.values or node.op in ("placeholder", "output"):
                 continue
             if any(argument not in self.values for argument in node.all_input_nodes):
-                if not all(
-                    a in self.values or a.op == "get_attr" for a in node.all_input_nodes
-                ):
+                if not all(a in self.values or a.op == "get_attr" for a in node.all_input_nodes):
                     continue
             try:
                 with self.mode, torch.no_grad():
@@ -117,9 +115,7 @@ def fake_mode_of(values: Any) -> FakeTensorMode | None:
 
 def in_one_mode(values: Sequence[Any], mode: FakeTensorMode) -> list[Any]:
     """The same values as fake tensors of one mode (real-mode traces have a mode a tensor)."""
-    return [
-        _into(value, mode) if isinstance(value, torch.Tensor) else value for value in values
-    ]
+    return [_into(value, mode) if isinstance(value, torch.Tensor) else value for value in values]
 
 
 def _into(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:

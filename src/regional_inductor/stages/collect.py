@@ -144,7 +144,8 @@ def _walk(
         values = known_values(module, example_inputs)
         node_marks = _with_entries(module, marks, directions)
         _join_gradient_accumulation(module, node_marks, reader.settings)
-        yield MarkedGraph(path, module, values, node_marks, overall, eager_reason)
+        joint = len(set(directions.values())) > 1
+        yield MarkedGraph(path, module, values, node_marks, overall, joint, eager_reason)
 
 
 def _marked_nodes(module: torch.fx.GraphModule, reader: _Reader) -> dict[Node, Mark]:
@@ -213,9 +214,7 @@ def _selects_from_tuple(node: Node) -> bool:
     return not isinstance(value, torch.Tensor) and isinstance(node.args[1], (int, str))
 
 
-def _directions(
-    module: torch.fx.GraphModule, inherited: Direction | None
-) -> dict[Node, Direction]:
+def _directions(module: torch.fx.GraphModule, inherited: Direction | None) -> dict[Node, Direction]:
     """Forward or backward of each node where one graph holds both; else one answer for all.
 
     A backward graph also holds recomputed forward nodes: those may fuse with backward ones. Only
@@ -283,9 +282,7 @@ def _with_entries(
     return {node: result[node] for node in module.graph.nodes if node in result}
 
 
-def _in_sequence(
-    module: torch.fx.GraphModule, directions: dict[Node, Direction]
-) -> list[Node]:
+def _in_sequence(module: torch.fx.GraphModule, directions: dict[Node, Direction]) -> list[Node]:
     keyed: list[tuple[bool, int, int, Node]] = []
     sequence = -1
     for position, node in enumerate(module.graph.nodes):

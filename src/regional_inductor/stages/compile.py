@@ -81,9 +81,7 @@ def _compile_call(
     reason = call.eager_reason or _unsupported(call, settings)
     if reason:
         return CompiledRegion("", None, "eager", reason, options=options)
-    backend = (
-        inductor.backend_identity() if settings.region_backend == "inductor" else "eager"
-    )
+    backend = inductor.backend_identity() if settings.region_backend == "inductor" else "eager"
     key = region_key(module, options, backend=backend, environment=environment)
     if options.get("triton.cudagraphs"):
         key = f"{key}:{len(seen)}"  # a recording belongs to one call site

@@ -121,7 +121,8 @@ class _Outliner:
             interface.outputs = [
                 node
                 for node in region.nodes
-                if node in needed_outside or any(owner.get(user) is not region for user in node.users)
+                if node in needed_outside
+                or any(owner.get(user) is not region for user in node.users)
                 if not _is_bundle(node, self.values)
             ]
         return interfaces
@@ -206,9 +207,7 @@ class _Outliner:
             node = source
             node.meta.setdefault("val", self.values[wanted.provider])
         else:
-            node = self.graph.call_function(
-                torch.ops.aten.sym_size.int, (source, wanted.dimension)
-            )
+            node = self.graph.call_function(torch.ops.aten.sym_size.int, (source, wanted.dimension))
             node.meta["val"] = self.values[wanted.provider].shape[wanted.dimension]
         self._symbol_nodes[wanted.symbol] = node
         return node
@@ -223,7 +222,10 @@ class _Outliner:
             placeholder.meta["val"] = value
             if index < len(interface.inputs):
                 inner[interface.inputs[index]] = placeholder
-                if isinstance(value, torch.Tensor) and "tensor_meta" in interface.inputs[index].meta:
+                if (
+                    isinstance(value, torch.Tensor)
+                    and "tensor_meta" in interface.inputs[index].meta
+                ):
                     placeholder.meta["tensor_meta"] = interface.inputs[index].meta["tensor_meta"]
         attributes: dict[str, Any] = {}
         for body in interface.bodies:
@@ -277,11 +279,18 @@ class _Outliner:
                 module_path=module_path(region.nodes),
                 effectful=traits.ordered or traits.draws or traits.opaque,
                 eager_reason=reason,
+                joint=self.marked.joint,
             ),
         }
         first = region.nodes[0].meta
-        for key in ("stack_trace", "nn_module_stack", "fwd_nn_module_stack", "seq_nr",
-                    "partitioner_tag", "autograd_backward"):
+        for key in (
+            "stack_trace",
+            "nn_module_stack",
+            "fwd_nn_module_stack",
+            "seq_nr",
+            "partitioner_tag",
+            "autograd_backward",
+        ):
             if key in first:
                 meta[key] = first[key]
         return meta
@@ -289,8 +298,10 @@ class _Outliner:
 
 def _is_bundle(node: Node, values: Mapping[Node, Any]) -> bool:
     """Whether a node gives several values, which its own getitems select inside the region."""
-    return isinstance(values.get(node), (tuple, list)) and all(
-        user.op == "call_function" and user.target is operator.getitem for user in node.users
-    ) and bool(node.users)
-
-
+    return (
+        isinstance(values.get(node), (tuple, list))
+        and all(
+            user.op == "call_function" and user.target is operator.getitem for user in node.users
+        )
+        and bool(node.users)
+    )

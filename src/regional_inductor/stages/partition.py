@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import re
 from collections.abc import Hashable
@@ -61,7 +62,7 @@ def _partition_graph(graph: MarkedGraph, settings: Settings) -> PartitionedGraph
 def _pin_ends(nodes: list[Node], successors: list[list[int]]) -> None:
     """Placeholders first, in their order; the output last."""
     placeholders = [i for i, node in enumerate(nodes) if node.op == "placeholder"]
-    for earlier, later in zip(placeholders, placeholders[1:], strict=False):
+    for earlier, later in itertools.pairwise(placeholders):
         successors[earlier].append(later)
     output = len(nodes) - 1
     for i, node in enumerate(nodes):
@@ -98,9 +99,7 @@ def _follow_producers(
     for i, node in enumerate(nodes):
         if group[i] >= 0 and node.target is operator.getitem:
             producer = node.args[0]
-            if isinstance(producer, Node) and isinstance(
-                graph.values.get(producer), (tuple, list)
-            ):
+            if isinstance(producer, Node) and isinstance(graph.values.get(producer), (tuple, list)):
                 moved = moved or group[i] != group[position[producer]]
                 group[i] = group[position[producer]]
     return moved
@@ -112,15 +111,11 @@ def _groups_by_mark(nodes: list[Node], graph: MarkedGraph) -> list[int]:
     group = []
     for node in nodes:
         marked = graph.marks.get(node)
-        group.append(
-            -1 if marked is None else numbers.setdefault(_joinable(marked), len(numbers))
-        )
+        group.append(-1 if marked is None else numbers.setdefault(_joinable(marked), len(numbers)))
     return group
 
 
-def _groups_by_scope(
-    nodes: list[Node], graph: MarkedGraph, position: dict[Node, int]
-) -> list[int]:
+def _groups_by_scope(nodes: list[Node], graph: MarkedGraph, position: dict[Node, int]) -> list[int]:
     """Nodes of one entry, of one id, or connected by data, as far as their marks are equal.
 
     Modules of one class that feed one another (a tower of blocks) stay apart: each is a place of
@@ -192,11 +187,17 @@ def _as_schedule(
             continue
         inside = tuple(members[group[first]])
         marked = graph.marks[inside[0]]
-        label = marked.mark.name or "region"
+        label = _label(inside, graph)
         region = Region(_region_name(label, taken), label, inside, marked.mark, marked.direction)
         regions.append(region)
         schedule.append(region)
     return PartitionedGraph(graph, tuple(regions), tuple(schedule))
+
+
+def _label(nodes: tuple[Node, ...], graph: MarkedGraph) -> str:
+    """What the user called the scopes that make up a region: `norm`, `norm+mlp`."""
+    names = dict.fromkeys(graph.marks[node].mark.name for node in nodes)
+    return "+".join(name for name in names if name) or "region"
 
 
 def _region_name(label: str, taken: dict[str, int]) -> str:

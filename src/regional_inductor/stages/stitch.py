@@ -7,17 +7,20 @@ from dataclasses import replace
 import torch.fx
 from torch.fx.node import Node
 
-from .._torch.fx import has_plain_codegen, make_stitched, set_boxed
+from .._torch.fx import has_plain_codegen, set_boxed
+from ..options import MARK_KEY
 from ..regions import (
     REGION_META,
     Compiled,
     CompiledGraph,
     CompiledRegion,
+    OutlinedGraph,
     RegionCall,
     Settings,
     Stitched,
 )
 from ..runtime import EffectfulRegion, guarded_function, named_function
+from ..stitched import make_stitched
 
 
 def stitch(compiled: Compiled, settings: Settings) -> Stitched:
@@ -32,6 +35,7 @@ def stitch(compiled: Compiled, settings: Settings) -> Stitched:
     """
     for graph in compiled.graphs:
         for node, region in graph.regions.items():
+            graph.outlined.obsolete.add(str(node.target))
             _replace_call(node, region, graph, settings)
     for graph in compiled.graphs:
         commit(graph)
@@ -39,13 +43,15 @@ def stitch(compiled: Compiled, settings: Settings) -> Stitched:
 
 
 def commit(graph: CompiledGraph) -> None:
-    """Give a module its new graph and submodules."""
+    """Give a module its new graph and submodules, and drop those that nothing calls any more."""
     module = graph.outlined.module
     for name, submodule in graph.outlined.submodules.items():
         module.add_module(name, submodule)
+    for name in graph.outlined.obsolete:
+        if name not in graph.outlined.submodules:
+            module.delete_submodule(name)
     make_stitched(module)
-    module.graph = graph.outlined.graph
-    module.recompile()
+    module.graph = graph.outlined.graph  # which generates its code
 
 
 def set_calling_convention(module: torch.fx.GraphModule) -> None:
@@ -60,24 +66,75 @@ def _replace_call(
 ) -> None:
     call: RegionCall = replace(node.meta[REGION_META], stitched=True)
     node.meta[REGION_META] = call
-    if region.call is None:
-        return
     submodules = graph.outlined.submodules
     name = str(node.target)
-    if isinstance(region.call, torch.fx.GraphModule):
-        submodules[name] = region.call  # type: ignore[index]
-        return
     eager = submodules.get(name) or graph.outlined.module.get_submodule(name)
     assert isinstance(eager, torch.fx.GraphModule)
-    if settings.guarded:
+    submodules.pop(name, None)
+    if region.call is None:
+        _put_back(node, eager, graph.outlined)
+        return
+    if isinstance(region.call, torch.fx.GraphModule):
+        function = named_function(region.call, call.name)
+        submodules[name] = region.call
+    elif settings.guarded:
         expected = [n.meta.get("val") for n in eager.graph.nodes if n.op == "placeholder"]
         function = guarded_function(region.call, eager, expected, call)
+        submodules[name] = eager
     else:
         function = named_function(region.call, call.name)
-    if call.effectful:
-        submodules[name] = EffectfulRegion(function, call)  # type: ignore[index]
+    if call.joint:
+        # AOTAutograd's partitioners copy functions only.
+        if call.effectful:
+            torch.fx.node.has_side_effect(function)
+    elif isinstance(region.call, torch.fx.GraphModule):
+        return
+    elif call.effectful:
+        submodules[name] = EffectfulRegion(function, call)
         return
     node.op = "call_function"
     node.target = function
-    if not settings.guarded:
-        submodules.pop(name, None)  # type: ignore[attr-defined]
+
+
+def _put_back(call: Node, region: torch.fx.GraphModule, outlined: OutlinedGraph) -> None:
+    """Replace the call of a region that stays eager by the region's own nodes, no longer marked."""
+    graph = outlined.graph
+    arguments = iter(call.args)
+    inner: dict[Node, Node] = {}
+    outputs: tuple[Node, ...] = ()
+    with graph.inserting_before(call):
+        for node in region.graph.nodes:
+            if node.op == "placeholder":
+                argument = next(arguments)
+                assert isinstance(argument, Node)
+                inner[node] = argument
+            elif node.op == "output":
+                outputs = node.args[0]
+            else:
+                inner[node] = graph.node_copy(node, inner.__getitem__)
+                _unmark(inner[node])
+                if node.op in ("get_attr", "call_module"):
+                    inner[node].target = _attach(str(node.target), region, outlined)
+    for user in list(call.users):
+        index = user.args[1]
+        assert isinstance(index, int)
+        user.replace_all_uses_with(inner[outputs[index]])
+        graph.erase_node(user)
+    graph.erase_node(call)
+
+
+def _unmark(node: Node) -> None:
+    custom = node.meta.get("custom")
+    if isinstance(custom, dict) and MARK_KEY in custom:
+        node.meta["custom"] = {key: value for key, value in custom.items() if key != MARK_KEY}
+
+
+def _attach(path: str, region: torch.fx.GraphModule, outlined: OutlinedGraph) -> str:
+    """Make a HOP's body of the region a submodule of the stitching graph, under a free name."""
+    body = region.get_submodule(path)
+    name, number = path.replace(".", "_"), 0
+    while outlined.submodules.get(name, getattr(outlined.module, name, body)) is not body:
+        number += 1
+        name = f"{path.replace('.', '_')}_{number}"
+    outlined.submodules[name] = body
+    return name
