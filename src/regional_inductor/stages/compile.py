@@ -28,6 +28,7 @@ from ..regions import (
     RegionCall,
     Settings,
 )
+from ..timelimit import time_limit
 
 _MEMORY_LIMIT = 4096
 _memory: OrderedDict[str, Callable[..., Any]] = OrderedDict()
@@ -49,13 +50,13 @@ def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 -
         RegionCompileError: A region failed to compile, with `on_error="raise"`.
     """
     environment = environment_key()
-    seen: set[str] = set()
+    done: dict[str, CompiledRegion] = {}
     return Compiled(
         tuple(
             CompiledGraph(
                 graph,
                 {
-                    node: _compile_call(node, graph, settings, environment, seen)
+                    node: _compile_call(node, graph, settings, environment, done)
                     for node in graph.graph.nodes
                     if _awaits_compilation(node)
                 },
@@ -73,7 +74,11 @@ def forget_compiled_regions() -> None:
 
 
 def _compile_call(
-    node: Node, graph: OutlinedGraph, settings: Settings, environment: str, seen: set[str]
+    node: Node,
+    graph: OutlinedGraph,
+    settings: Settings,
+    environment: str,
+    done: dict[str, CompiledRegion],
 ) -> CompiledRegion:
     call: RegionCall = node.meta[REGION_META]
     module = _module_of(node, graph)
@@ -84,28 +89,41 @@ def _compile_call(
     backend = inductor.backend_identity() if settings.region_backend == "inductor" else "eager"
     key = region_key(module, options, backend=backend, environment=environment)
     if options.get("triton.cudagraphs"):
-        key = f"{key}:{len(seen)}"  # a recording belongs to one call site
+        key = f"{key}:{len(done)}"  # a recording belongs to one call site
     with _lock:
-        known = _memory.get(key)
-        if known is not None:
-            _memory.move_to_end(key)
-            status = "shared" if key in seen else "memory"
-            seen.add(key)
-            return CompiledRegion(key, known, status, options=options)  # type: ignore[arg-type]
-        started = time.perf_counter()
-        try:
+        earlier = done.get(key)
+        if earlier is not None:
+            status = "eager" if earlier.call is None else "shared"
+            return replace(earlier, status=status, seconds=0.0)
+        done[key] = _compile_key(key, module, options, call, settings)
+        return done[key]
+
+
+def _compile_key(
+    key: str,
+    module: torch.fx.GraphModule,
+    options: dict[str, Any],
+    call: RegionCall,
+    settings: Settings,
+) -> CompiledRegion:
+    known = _memory.get(key)
+    if known is not None:
+        _memory.move_to_end(key)
+        return CompiledRegion(key, known, "memory", options=options)
+    started = time.perf_counter()
+    try:
+        with time_limit(call.mark.compile_timeout):
             compiled = _BACKENDS[settings.region_backend](module, options, call)
-        except RegionError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a compiler may raise is this region's failure
-            failed = _failed(error, key, call, settings, time.perf_counter() - started)
-            return replace(failed, options=options)
-        seen.add(key)
-        _memory[key] = compiled
-        while len(_memory) > _MEMORY_LIMIT:
-            _memory.popitem(last=False)
-        seconds = time.perf_counter() - started
-        return CompiledRegion(key, compiled, "compiled", seconds=seconds, options=options)
+    except RegionError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a compiler may raise is this region's failure
+        failed = _failed(error, key, call, settings, time.perf_counter() - started)
+        return replace(failed, options=options)
+    _memory[key] = compiled
+    while len(_memory) > _MEMORY_LIMIT:
+        _memory.popitem(last=False)
+    seconds = time.perf_counter() - started
+    return CompiledRegion(key, compiled, "compiled", seconds=seconds, options=options)
 
 
 def _awaits_compilation(node: Node) -> bool:
