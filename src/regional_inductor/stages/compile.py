@@ -93,8 +93,9 @@ def _compile_call(
     with _lock:
         earlier = done.get(key)
         if earlier is not None:
-            status = "eager" if earlier.call is None else "shared"
-            return replace(earlier, status=status, seconds=0.0)
+            return replace(
+                earlier, status="eager" if earlier.call is None else "shared", seconds=0.0
+            )
         done[key] = _compile_key(key, module, options, call, settings)
         return done[key]
 
