@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -40,6 +41,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "numerics": ("default", "eager"),
     "collectives": ("exclude", "include"),
     "region_backend": ("inductor", "eager"),
+    "lowering": ("auto", "direct", "standalone"),
 }
 
 
@@ -52,6 +54,8 @@ def read_settings(
         OptionError: A key that neither has, or a value that can't be.
     """
     ours: dict[str, Any] = dict(defaults)
+    if "REGIONAL_INDUCTOR_LOWERING" in os.environ:
+        ours["lowering"] = os.environ["REGIONAL_INDUCTOR_LOWERING"]
     inductors: dict[str, Any] = dict(mode_options(mode)) if mode else {}
     known = {field.name for field in fields(Settings)} - {"default_options"}
     for key, value in (options or {}).items():

@@ -29,6 +29,8 @@ class Settings:
     numerics: Literal["default", "eager"] = "default"
     collectives: Literal["exclude", "include"] = "exclude"
     region_backend: Literal["inductor", "eager"] = "inductor"
+    lowering: Literal["auto", "direct", "standalone"] = "auto"
+    """How Inductor is called: directly where a region is functional, or always standalone."""
     default_options: Mapping[str, Any] = field(default_factory=dict)
     guarded: bool = True
     """Whether each call checks its arguments; the registered backend has Dynamo's guards instead."""
@@ -154,7 +156,10 @@ class Outlined:
 
 @dataclass(frozen=True)
 class CompiledRegion:
-    """A callable for a region key, or the reason why there is none."""
+    """A callable for a region key, or the reason why there is none.
+
+    A boxed callable takes one list of arguments, which it empties; others take the arguments.
+    """
 
     key: str
     call: Callable[..., Any] | None
@@ -162,6 +167,7 @@ class CompiledRegion:
     reason: str = ""
     seconds: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    boxed: bool = False
 
 
 @dataclass(frozen=True)

@@ -464,6 +464,9 @@ def test_random_draws_compiled_by_inductor(under_test, fallback_random, fn):
     assert_like_eager(lambda x: call(result, x), fn, x)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.12", reason="make_fx of this torch version can't capture a generator"
+)
 def test_draws_of_a_generator_argument(under_test):
     generator = torch.Generator()
 

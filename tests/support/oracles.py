@@ -6,6 +6,7 @@ mutation and draws are seen by executing each node and looking at versions and g
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class _Watch(Interpreter):
         self.effects: set[Node] = set()
 
     def run_node(self, n: Node) -> Any:
-        if n.op != "call_function":
+        if not n.op.startswith("call"):
             return super().run_node(n)
         tensors = [self.env[a] for a in n.all_input_nodes if isinstance(self.env[a], torch.Tensor)]
         versions = [t._version for t in tensors]
@@ -105,11 +106,13 @@ def raw_mark(node: Node) -> tuple[Hashable, ...] | None:
 
 def producer_of(node: Node) -> Node:
     """The node itself, or what made the tuple from which it selects."""
-    while str(node.target) == "<built-in function getitem>" and isinstance(
-        node.args[0].meta.get("val"), (tuple, list)
-    ):
+    while node.target is operator.getitem and isinstance(value_of(node.args[0]), (tuple, list)):
         node = node.args[0]
     return node
+
+
+def value_of(node: Node) -> Any:
+    return node.meta.get("val", node.meta.get("example_value"))
 
 
 def is_marked(node: Node) -> bool:
@@ -145,6 +148,22 @@ def on_a_cycle(edges: dict[Hashable, set[Hashable]]) -> set[Hashable]:
         if start in reached:
             cyclic.add(start)
     return cyclic
+
+
+def is_acyclic(edges: dict[Hashable, set[Hashable]]) -> bool:
+    """The same question for graphs too large to walk from each vertex: sinks away until none is left."""
+    before: dict[Hashable, list[Hashable]] = {u: [] for u in edges}
+    for u, after in edges.items():
+        for v in after:
+            before[v].append(u)
+    left = {u: len(after) for u, after in edges.items()}
+    sinks = [u for u, count in left.items() if count == 0]
+    for u in sinks:  # grows while it is walked
+        for v in before[u]:
+            left[v] -= 1
+            if left[v] == 0:
+                sinks.append(v)
+    return len(sinks) == len(edges)
 
 
 def unmarked_chain(nodes: Sequence[Node]) -> Edges:

@@ -62,6 +62,8 @@ class Program:
     inputs: int = 2
     every_value: bool = False
     """Whether all values are outputs; otherwise those that nothing uses."""
+    as_written: bool = False
+    """Whether operators are spelt as Dynamo records them (torch functions, methods) or as ATen's."""
 
 
 # --- strategies -----------------------------------------------------------------------------------
@@ -125,6 +127,7 @@ def programs(
             st.just(table),
             st.integers(1, 3),
             st.booleans(),
+            st.booleans(),
         )
 
     return st.sampled_from(tables).flatmap(with_table)
@@ -135,10 +138,12 @@ def programs(
 
 def build(program: Program) -> GraphModule:
     """The program's graph; the same program always gives an equal graph."""
-    return _Builder(program).build()
+    return (_WrittenBuilder if program.as_written else _Builder)(program).build()
 
 
 class _Builder:
+    value_key = "val"
+
     def __init__(self, program: Program) -> None:
         self.program = program
         self.mode = torch._subclasses.FakeTensorMode(shape_env=ShapeEnv())
@@ -151,7 +156,7 @@ class _Builder:
         with self.mode:
             for i in range(self.program.inputs):
                 node = self.graph.placeholder(f"x{i}")
-                node.meta["val"] = torch.empty(4)
+                node.meta[self.value_key] = torch.empty(4)
                 self.values.append(node)
             for self.number, step in enumerate(self.program.steps):
                 self.mark = None if step.mark is None else (self.program.marks[step.mark],)
@@ -162,18 +167,25 @@ class _Builder:
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         node = self.graph.call_function(target, args, kwargs)
-        node.meta["val"] = target(
-            *torch.fx.map_arg(args, lambda n: n.meta["val"]),
-            **torch.fx.map_arg(kwargs, lambda n: n.meta["val"]),
+        node.meta[self.value_key] = target(
+            *torch.fx.map_arg(args, lambda n: n.meta[self.value_key]),
+            **torch.fx.map_arg(kwargs, lambda n: n.meta[self.value_key]),
         )
         if self.mark is not None:
             node.meta["custom"] = {MARK: self.mark[0]}
         return node
 
+    def method(self, name: str, *args: Any, **kwargs: Any) -> Node:
+        node = self.call(getattr(torch.Tensor, name), *args, **kwargs)
+        node.op, node.target = "call_method", name
+        return node
+
     def pick(self, back: int, like: Node | None = None) -> Node:
         """The value so many places back, among those with as many numbers as another has."""
         found = [
-            n for n in self.values if like is None or n.meta["val"].shape == like.meta["val"].shape
+            n
+            for n in self.values
+            if like is None or n.meta[self.value_key].shape == like.meta[self.value_key].shape
         ]
         return found[-1 - back % len(found)]
 
@@ -189,7 +201,7 @@ class _Builder:
         return [self.call(BINARY[(step.a + step.b) % len(BINARY)], a, b)]
 
     def _cat(self, a: Node, b: Node, step: Step) -> list[Node]:
-        if a.meta["val"].shape[0] == 2:
+        if a.meta[self.value_key].shape[0] == 2:
             return [self.call(aten.cat.default, [a, b])]
         return [self.call(aten.flip.default, a, [0])]
 
@@ -201,19 +213,19 @@ class _Builder:
         return [self.call(operator.getitem, both, 0)]
 
     def _half(self, a: Node, b: Node, step: Step) -> list[Node]:
-        if a.meta["val"].shape[0] == 2:
+        if a.meta[self.value_key].shape[0] == 2:
             return [self.call(aten.alias.default, a)]
         start = 2 * (step.b % 2)
         return [self.call(aten.slice.Tensor, a, 0, start, start + 2)]
 
     def _alias(self, a: Node, b: Node, step: Step) -> list[Node]:
-        size = list(a.meta["val"].shape)
+        size = list(a.meta[self.value_key].shape)
         if step.b % 2:
             return [self.call(aten.view.default, a, size)]
         return [self.call(aten.expand.default, a, size)]
 
     def _split(self, a: Node, b: Node, step: Step) -> list[Node]:
-        if a.meta["val"].shape[0] == 2:
+        if a.meta[self.value_key].shape[0] == 2:
             return [self.call(aten.detach.default, a)]
         both = self.call(aten.split.Tensor, a, 2)
         return [self.call(operator.getitem, both, i) for i in range(2)]
@@ -254,6 +266,116 @@ class _Builder:
         number = self.call(aten.select.int, a, 0, 0)
         condition = self.call(aten.lt.Scalar, number, 0.5 if step.b % 4 == 3 else 1e9)
         self.call(aten._assert_async.msg, condition, f"assert {self.number}")
+        return []
+
+
+class _WrittenBuilder(_Builder):
+    """The same steps in the words of a program: functions of torch, methods, Python's operators."""
+
+    value_key = "example_value"
+
+    def _unary(self, a: Node, b: Node, step: Step) -> list[Node]:
+        name = ("sin", "cos", "tanh", "sigmoid")[step.b % 4]
+        if step.b % 8 < 4:
+            return [self.call(getattr(torch, name), a)]
+        return [self.method(name, a)]
+
+    def _binary(self, a: Node, b: Node, step: Step) -> list[Node]:
+        kinds = (torch.add, operator.mul, torch.sub, operator.add)
+        return [self.call(kinds[(step.a + step.b) % 4], a, b)]
+
+    def _cat(self, a: Node, b: Node, step: Step) -> list[Node]:
+        if a.meta[self.value_key].shape[0] == 2:
+            return [self.call(torch.cat, [a, b])]
+        return [self.method("flip", a, [0])]
+
+    def _sort(self, a: Node, b: Node, step: Step) -> list[Node]:
+        both = self.call(torch.sort, a) if step.b % 4 < 2 else self.method("sort", a)
+        self.mark = self.mark if step.b % 2 else None
+        return [self.call(operator.getitem, both, 0)]
+
+    def _half(self, a: Node, b: Node, step: Step) -> list[Node]:
+        if a.meta[self.value_key].shape[0] == 2:
+            return [self.call(operator.getitem, a, slice(None))]
+        start = 2 * (step.b % 2)
+        if step.b % 4 < 2:
+            return [self.call(operator.getitem, a, slice(start, start + 2))]
+        return [self.method("narrow", a, 0, start, 2)]
+
+    def _alias(self, a: Node, b: Node, step: Step) -> list[Node]:
+        size = a.meta[self.value_key].shape[0]
+        spelt = step.b % 4
+        if spelt == 0:
+            return [self.method("view", a, size)]
+        if spelt == 1:
+            return [self.call(torch.reshape, a, (size,))]
+        if spelt == 2:
+            return [self.method("contiguous", a)]
+        return [self.call(torch.flatten, a)]
+
+    def _split(self, a: Node, b: Node, step: Step) -> list[Node]:
+        if a.meta[self.value_key].shape[0] == 2:
+            return [self.method("detach", a)]
+        both = self.method("chunk", a, 2) if step.b % 2 else self.call(torch.split, a, 2)
+        return [self.call(operator.getitem, both, i) for i in range(2)]
+
+    def _add_(self, a: Node, b: Node, step: Step) -> list[Node]:
+        if step.b % 3 == 0:
+            return [self.method("add_", a, b)]
+        if step.b % 3 == 1:
+            return [self.call(operator.iadd, a, b)]
+        self.call(operator.setitem, a, slice(None), b)
+        return []
+
+    def _sin_(self, a: Node, b: Node, step: Step) -> list[Node]:
+        functional = torch.nn.functional
+        spelt = step.b % 4
+        if spelt == 0:
+            return [self.method("sin_", a)]
+        if spelt == 1:
+            return [self.call(torch.sin_, a)]
+        if spelt == 2:
+            return [self.call(functional.relu, a, inplace=True)]
+        return [self.call(functional.leaky_relu, a, 0.5, True)]
+
+    def _copy_(self, a: Node, b: Node, step: Step) -> list[Node]:
+        return [self.method("copy_", a, b)]
+
+    def _fill_(self, a: Node, b: Node, step: Step) -> list[Node]:
+        if step.b % 2:
+            return [self.method("zero_", a)]
+        return [self.method("fill_", a, 0.25 * step.b)]
+
+    def _mul_out(self, a: Node, b: Node, step: Step) -> list[Node]:
+        return [self.call(torch.mul, a, b, out=self.pick(step.a + step.b, like=a))]
+
+    def _rand_like(self, a: Node, b: Node, step: Step) -> list[Node]:
+        return [
+            self.call(torch.rand_like, a)
+            if step.b % 2
+            else self.call(torch.randn, a.meta[self.value_key].shape[0])
+        ]
+
+    def _bernoulli(self, a: Node, b: Node, step: Step) -> list[Node]:
+        return [
+            self.method("bernoulli", a, 0.5) if step.b % 2 else self.call(torch.bernoulli, a, 0.5)
+        ]
+
+    def _normal_(self, a: Node, b: Node, step: Step) -> list[Node]:
+        return [self.method("normal_", a)]
+
+    def _dropout(self, a: Node, b: Node, step: Step) -> list[Node]:
+        functional = torch.nn.functional
+        if step.b % 3 == 0:
+            return [self.call(functional.dropout, a, 0.5, True)]
+        if step.b % 3 == 1:
+            return [self.call(functional.dropout, a, 0.5, True, True)]  # in place
+        return [self.call(functional.gumbel_softmax, a)]
+
+    def _assert(self, a: Node, b: Node, step: Step) -> list[Node]:
+        number = self.call(operator.getitem, a, 0)
+        condition = self.call(operator.lt, number, 0.5 if step.b % 4 == 3 else 1e9)
+        self.call(torch._assert_async, condition, f"assert {self.number}")
         return []
 
 

@@ -7,6 +7,7 @@ recognise the boxed calling convention by this class), `GraphModule.__new__`'s o
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ class BoxedOrPositionalCodeGen(_BoxedCodeGen):
     AOTAutograd hands a list over so that inputs can be freed early; a person who holds the module
     calls it as `gm(*args, **kwargs)`. One list as the only argument means boxed.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._body_transformer = drop_references_before_region_calls
 
     def gen_fn_def(
         self,
@@ -49,6 +54,31 @@ class BoxedOrPositionalCodeGen(_BoxedCodeGen):
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         return [*super().additional_globals(), ("_bind_positional", bind_positional)]
+
+
+# FX writes a call, and then the variables that it was the last to use: `;  x = y = None`.
+_BOXED_REGION_CALL = re.compile(r"(\w+(?: : [^=]+)?) = (regional_inductor_\w+)\((\[[\w, ]*\])\)")
+_FORGET = re.compile(r";  ([\w =]+ = None)\n")
+
+
+def drop_references_before_region_calls(body: list[str]) -> list[str]:
+    """Let a region free inputs that nobody needs after it: the caller forgets them before the call.
+
+    FX forgets a variable after the statement that uses it last, so that an input would live until
+    the region returns.
+    """
+    result = list(body)
+    for index in range(len(result) - 1):
+        call = _BOXED_REGION_CALL.fullmatch(result[index])
+        forget = _FORGET.fullmatch(result[index + 1])
+        if call is None or forget is None:
+            continue
+        variable, region, arguments = call.groups()
+        result[index] = (
+            f"region_args = {arguments};  {forget[1]};  {variable} = {region}(region_args)"
+        )
+        result[index + 1] = "\n"
+    return result
 
 
 def bind_positional(

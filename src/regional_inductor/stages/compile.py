@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
@@ -14,7 +15,7 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
-from .._torch import inductor
+from .._torch import direct, inductor
 from .._torch.values import fake_mode_of, in_one_mode
 from ..errors import RegionCompileError, RegionError, RegionWarning
 from ..region_key import environment_key, region_key
@@ -86,7 +87,9 @@ def _compile_call(
     reason = call.eager_reason or _unsupported(call, settings)
     if reason:
         return CompiledRegion("", None, "eager", reason, options=options)
-    backend = inductor.backend_identity() if settings.region_backend == "inductor" else "eager"
+    backend: str = settings.region_backend
+    if backend == "inductor":
+        backend = f"{inductor.backend_identity()} {_may_lower_directly(settings)}"
     key = region_key(module, options, backend=backend, environment=environment)
     if options.get("triton.cudagraphs"):
         key = f"{key}:{len(done)}"  # a recording belongs to one call site
@@ -110,11 +113,11 @@ def _compile_key(
     known = _memory.get(key)
     if known is not None:
         _memory.move_to_end(key)
-        return CompiledRegion(key, known, "memory", options=options)
+        return CompiledRegion(key, known, "memory", options=options, boxed=_is_boxed(known))
     started = time.perf_counter()
     try:
         with time_limit(call.mark.compile_timeout):
-            compiled = _BACKENDS[settings.region_backend](module, options, call)
+            compiled = _BACKENDS[settings.region_backend](module, options, call, settings)
     except RegionError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a compiler may raise is this region's failure
@@ -124,7 +127,8 @@ def _compile_key(
     while len(_memory) > _MEMORY_LIMIT:
         _memory.popitem(last=False)
     seconds = time.perf_counter() - started
-    return CompiledRegion(key, compiled, "compiled", seconds=seconds, options=options)
+    boxed = _is_boxed(compiled)
+    return CompiledRegion(key, compiled, "compiled", seconds=seconds, options=options, boxed=boxed)
 
 
 def _awaits_compilation(node: Node) -> bool:
@@ -146,12 +150,36 @@ def _unsupported(call: RegionCall, settings: Settings) -> str:
     return ""
 
 
+def _may_lower_directly(settings: Settings) -> bool:
+    """Whether regions of this run may take the direct way, where they are fit for it.
+
+    What the drop-in pass returns can be pickled and serialised, which standalone artifacts can.
+    Whoever patches `standalone_compile` wants to see every region.
+    """
+    if settings.lowering != "auto":
+        return settings.lowering == "direct"
+    return (
+        not settings.guarded
+        and inductor.backend_identity() == "inductor"
+        and not inductor.autograd_cache_forced()
+    )
+
+
+def _is_boxed(compiled: Callable[..., Any]) -> bool:
+    return bool(getattr(compiled, "_boxed_call", False)) and not isinstance(
+        compiled, torch.fx.GraphModule
+    )
+
+
 def _inductor(
-    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall
+    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall, settings: Settings
 ) -> Callable[..., Any]:
     values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     mode = fake_mode_of(values) or inductor.new_fake_mode()
     inputs = in_one_mode(values, mode)
+    if _may_lower_directly(settings) and not direct.refusal(module, options):
+        with contextlib.suppress(direct.DirectLoweringRefusedError):
+            return direct.compile_direct(module, inputs, options, mode)
     trains = any(isinstance(v, torch.Tensor) and v.requires_grad for v in inputs)
     with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
         compiled: Callable[..., Any] = inductor.compile_standalone(
@@ -161,7 +189,7 @@ def _inductor(
 
 
 def _eager(
-    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall
+    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall, settings: Settings
 ) -> Callable[..., Any]:
     """Runs a region's own graph: partitioning, keys and stitching without a compiler."""
     return module

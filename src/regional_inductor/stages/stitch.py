@@ -19,7 +19,13 @@ from ..regions import (
     Settings,
     Stitched,
 )
-from ..runtime import EffectfulRegion, guarded_function, named_function
+from ..runtime import (
+    EffectfulRegion,
+    boxed_function,
+    guarded_function,
+    named_function,
+    unboxed,
+)
 from ..stitched import make_stitched
 
 
@@ -77,9 +83,13 @@ def _replace_call(
     if isinstance(region.call, torch.fx.GraphModule):
         function = named_function(region.call, call.name)
         submodules[name] = region.call
+    elif region.boxed and not settings.guarded:
+        function = boxed_function(region.call, call.name)
+        node.args = (list(node.args),)
     elif settings.guarded:
         expected = [n.meta.get("val") for n in eager.graph.nodes if n.op == "placeholder"]
-        function = guarded_function(region.call, eager, expected, call)
+        compiled = unboxed(region.call) if region.boxed else region.call
+        function = guarded_function(compiled, eager, expected, call)
         submodules[name] = eager
     else:
         function = named_function(region.call, call.name)

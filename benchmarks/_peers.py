@@ -1,0 +1,144 @@
+"""The other ways to run the same code, and what is read off PyTorch's compilers.
+
+Private torch APIs that the benchmarks need are here. Checked on torch 2.13.0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def fake_tensors(shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+    """Makes fake float32 tensors of one mode, each with a storage of its own."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    mode = FakeTensorMode()
+
+    def fresh() -> torch.Tensor:
+        # An operator run under the mode costs ten times as much.
+        return FakeTensor(mode, torch.empty(shape, device="meta"), torch.device("cpu"))
+
+    return fresh
+
+
+# --- graph passes: a graph in, a graph with compiled regions out ------------------------------------
+
+
+def pass_of(way: str) -> Callable[..., Any]:
+    """PyTorch's pass or our drop-in, looked up when it is needed."""
+    if way == "pytorch":
+        from torch.fx.passes.regional_inductor import regional_inductor
+
+        return regional_inductor
+    import regional_inductor as ri
+
+    return ri.regional_inductor
+
+
+def outlining_of(way: str) -> Callable[[torch.fx.GraphModule], Any]:
+    """Partition, outline and code generation, without compiling."""
+    if way == "pytorch":
+        from torch.fx.passes.regional_inductor import _create_inductor_marked_regions
+
+        return _create_inductor_marked_regions
+    import regional_inductor as ri
+
+    return ri.outline_regions
+
+
+def marked_regions(gm: torch.fx.GraphModule) -> int:
+    """How many submodules an outlined graph calls."""
+    return sum(node.op == "call_module" for node in gm.graph.nodes)
+
+
+def dependency_view(gm: torch.fx.GraphModule) -> Any:
+    """The transitive closure that PyTorch's partitioner starts from, for its memory alone."""
+    from torch.fx.passes.infra.partitioner import _DependencyViewer
+
+    return _DependencyViewer(gm)
+
+
+def backend_of(graph_pass: Callable[..., Any]) -> Callable[..., Any]:
+    """A graph pass as both compilers of AOTAutograd, as PyTorch's tests put their pass together."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    return aot_autograd(fw_compiler=graph_pass, bw_compiler=graph_pass)
+
+
+class TimedPass:
+    """A graph pass that takes down how long each of its runs took.
+
+    With `again`, each graph is also copied beforehand and the pass is run over the copies: what it
+    costs where the process has compiled the same before.
+    """
+
+    def __init__(self, way: str, again: int = 0) -> None:
+        self.graph_pass = pass_of(way)
+        self.again = again
+        self.first: list[float] = []
+        self.repeated: list[list[float]] = [[] for _ in range(again)]
+
+    def __call__(self, gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        from copy import deepcopy
+
+        copies = [deepcopy(gm) for _ in range(self.again)]
+        start = time.perf_counter()
+        result = self.graph_pass(gm, *inputs)
+        self.first.append(time.perf_counter() - start)
+        for copied, taken in zip(copies, self.repeated, strict=True):
+            start = time.perf_counter()
+            self.graph_pass(copied, *inputs)
+            taken.append(time.perf_counter() - start)
+        return result
+
+
+# --- whole models ----------------------------------------------------------------------------------
+
+
+def compiled_model(way: str, model: torch.nn.Module) -> Callable[..., Any]:
+    """A model of `_models.py` run in one of the ways; compiled when first called."""
+    if way == "eager":
+        return model
+    if way == "pytorch":
+        return torch.compile(model, backend=backend_of(pass_of("pytorch")))
+    if way == "aot_eager":
+        return torch.compile(model, backend="aot_eager")
+    if way == "full":
+        return torch.compile(model)
+    if way == "nested":
+        for name, block in list(model.layers.named_children()):
+            block.forward = torch.compiler.nested_compile_region(block.forward)
+        return torch.compile(model)
+    if way == "blocks":
+        for block in model.layers:
+            block.compile()
+        return model
+    import regional_inductor as ri
+
+    if way == "ours":
+        return ri.compile(model)
+    _, _, capture = way.partition(":")  # "ours:blocks", "ours:model"
+    return ri.compile(model, capture=capture)
+
+
+def bare_calls(function: Callable[..., Any], *args: torch.Tensor) -> Callable[[list[Any]], Any]:
+    """Inductor's own `call(args)` of one compiled function, with nothing around it."""
+    from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache(), torch.no_grad():
+        before = set(map(id, PyCodeCache.modules))
+        torch.compile(function, fullgraph=True)(*args)
+        made = [m for m in PyCodeCache.modules if id(m) not in before and hasattr(m, "call")]
+    (module,) = made
+    call: Callable[[list[Any]], Any] = module.call
+    return call
+
+
+def forget_everything() -> None:
+    """Dynamo's compiled code of this process."""
+    torch._dynamo.reset()

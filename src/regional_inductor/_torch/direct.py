@@ -1,0 +1,189 @@
+"""Lowering an already functional region straight through Inductor, without a second AOTAutograd.
+
+`standalone_compile` traces a region again for its metadata, aliasing, mutation and gradients, and
+wraps the result accordingly, at every call. A region of a functional graph has none of these: it is
+decomposed once and handed to Inductor's own forward compiler. Whatever doesn't fit is refused here
+with a reason and goes through `standalone_compile`.
+
+Checked on torch 2.11 and 2.13: `compile_fx.compile_fx_forward`, `create_compiler_config_extra`,
+`select_decomp_table`, `CompiledFxGraph.current_callable`, `V.set_fake_mode`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch._guards import TracingContext, tracing
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.node import Node
+
+from . import ops
+from .symbols import symbols_of
+
+CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
+# Options that `compile_fx` itself acts upon, around or before the part that is called here.
+_OUTER_OPTIONS = (
+    "cpp_wrapper",
+    "fx_wrapper",
+    "freezing",
+    "triton.cudagraphs",
+    "fallback_by_default",
+    "selective_decompose",
+)
+
+
+class DirectLoweringRefusedError(Exception):
+    """This region needs what only `standalone_compile` does."""
+
+
+def refusal(module: torch.fx.GraphModule, options: Mapping[str, Any]) -> str:
+    """Why a region can't be lowered directly, or an empty string."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version not in CHECKED_VERSIONS:
+        return f"not checked on torch {torch.__version__}"
+    for node in module.graph.nodes:
+        reason = _node_refusal(node, module)
+        if reason:
+            return f"{node.name} {reason}"
+    return _options_refusal(options)
+
+
+def _node_refusal(node: Node, module: torch.fx.GraphModule) -> str:
+    value = node.meta.get("val")
+    if symbols_of(value):
+        return "has symbolic sizes"
+    if node.op == "placeholder":
+        if not isinstance(value, torch.Tensor):
+            return "is no tensor"
+        return _tensor_refusal(value)
+    if node.op == "output":
+        return "" if node.args[0] else "is empty"
+    if node.op != "call_function":
+        return f"is a {node.op}"
+    if node.target is operator.getitem:
+        return ""
+    if not isinstance(node.target, OpOverload):
+        return "is no plain operator"
+    traits = ops.traits(node, module)
+    if traits.writes or traits.ordered or traits.opaque or traits.collective:
+        return "mutates or has effects"
+    if torch.Tag.data_dependent_output in node.target.tags:
+        return "depends on data"
+    if torch.Tag.dynamic_output_shape in node.target.tags:
+        return "has an output of unknown size"
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(item, torch.Tensor) and _tensor_refusal(item):
+            return _tensor_refusal(item)
+    return ""
+
+
+def _tensor_refusal(value: torch.Tensor) -> str:
+    if type(value) is not FakeTensor:
+        return f"is a {type(value).__name__}"
+    if value.requires_grad:
+        return "requires a gradient"
+    if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+        return f"is {value.layout}, {value.dtype}"
+    if value.is_conj() or value.is_neg():
+        return "is a lazy conjugate or negation"
+    return ""
+
+
+def _options_refusal(options: Mapping[str, Any]) -> str:
+    import torch._inductor.config as inductor_config
+
+    current = inductor_config.get_config_copy()
+    for name in _OUTER_OPTIONS:
+        if options.get(name, current.get(name)):
+            return f"needs {name}"
+    return ""
+
+
+def compile_direct(
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    mode: FakeTensorMode,
+) -> Callable[[list[Any]], Any]:
+    """Compile one functional region.
+
+    Args:
+        module: The region, for which `refusal` had nothing to say.
+        inputs: Fake inputs, all of `mode`.
+        options: Inductor's options.
+        mode: The fake tensor mode.
+
+    Returns:
+        Inductor's compiled graph; it takes one list, which it empties, and returns a sequence.
+
+    Raises:
+        DirectLoweringRefusedError: Decomposing showed an alias or a mutation after all.
+    """
+    import torch._inductor.config as inductor_config
+    from torch._inductor.compile_fx import compile_fx_forward, create_compiler_config_extra
+    from torch._inductor.virtualized import V
+
+    with (
+        inductor_config.patch(dict(options)),
+        tracing(TracingContext(mode)),
+        V.set_fake_mode(mode),
+        torch.no_grad(),
+    ):
+        functional = _decomposed(module, inputs, mode)
+        outputs: Any = functional.graph.output_node().args[0]
+        # torch 2.11 takes the config here, 2.13 a graph module or anything else, which says nothing.
+        extra = create_compiler_config_extra(inductor_config)  # type: ignore[arg-type]
+        return compile_fx_forward(
+            functional,
+            list(inputs),
+            num_orig_model_outputs=len(outputs),
+            num_example_inputs=len(inputs),
+            compiler_config_extra=extra,
+            is_inference=True,
+        )
+
+
+def innermost_callable(compiled: Any) -> Callable[[list[Any]], Any]:
+    """What a compiled graph runs, without the bookkeeping that its first call needs."""
+    return compiled.current_callable  # type: ignore[no-any-return]
+
+
+def _decomposed(
+    module: torch.fx.GraphModule, inputs: Sequence[Any], mode: FakeTensorMode
+) -> torch.fx.GraphModule:
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with enable_python_dispatcher(), mode:
+        traced = make_fx(
+            lambda *args: torch.fx.Interpreter(module).run(*args),
+            decomposition_table=select_decomp_table(),
+        )(*inputs)
+    _check_functional(traced)
+    return traced
+
+
+def _check_functional(traced: torch.fx.GraphModule) -> None:
+    storages: dict[int, str] = {}
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            raise DirectLoweringRefusedError(f"{node.name} is a constant")
+        if node.op == "call_function" and ops.traits(node, traced).writes:
+            raise DirectLoweringRefusedError(f"{node.name} mutates")
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
+            storages[node.meta["val"].untyped_storage()._cdata] = node.name
+    outputs: Any = traced.graph.output_node().args[0]
+    for output in outputs:
+        value = output.meta.get("val") if isinstance(output, Node) else None
+        if not isinstance(value, torch.Tensor):
+            raise DirectLoweringRefusedError("an output is no tensor")
+        storage = value.untyped_storage()._cdata
+        if storage in storages:
+            raise DirectLoweringRefusedError(f"{output} aliases {storages[storage]}")
+        storages[storage] = str(output)
