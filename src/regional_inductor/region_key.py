@@ -41,15 +41,60 @@ def region_key(
         A hexadecimal digest. Equal digests mean that a callable compiled for one region may stand
         for the other: same operators, constants, input metadata, aliasing, options, environment.
     """
-    lines = [f"backend {backend}", f"options {freeze(dict(options))!r}", environment]
+    return combined_key(key_parts(module, options, backend=backend, environment=environment))
+
+
+def key_parts(
+    module: torch.fx.GraphModule,
+    options: Mapping[str, Any],
+    *,
+    backend: str,
+    environment: str,
+) -> dict[str, str]:
+    """What a region key is made of, so that two keys can be compared part by part.
+
+    Args:
+        module: As for `region_key`.
+        options: As for `region_key`.
+        backend: As for `region_key`.
+        environment: As for `region_key`.
+
+    Returns:
+        A digest for each of ``backend``, ``options``, ``environment``, ``inputs`` (their metadata),
+        ``operators`` (which, in which order), ``arguments`` (how they are connected, constants,
+        bodies of HOPs), ``values`` (metadata of what they compute), ``outputs``, ``aliases`` (among
+        inputs) and ``symbols`` (the ShapeEnv, for symbolic sizes).
+    """
+    texts: dict[str, list[str]] = {
+        "backend": [f"backend {backend}"],
+        "options": [f"options {freeze(dict(options))!r}"],
+        "environment": [environment],
+        "operators": [ops.target_identity(n) for n in module.graph.nodes if n.op.startswith("call")],
+        "inputs": [],
+        "arguments": [],
+        "values": [],
+        "outputs": [],
+    }
+    for line in _graph_lines(module):
+        texts[_PART_OF_LINE.get(line.partition(" ")[0], "arguments")].append(line)
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    lines += _graph_lines(module)
     values = [n.meta.get("val") for n in module.graph.nodes]
     if any(symbols_of(value) for value in values):
         # Guards that a compile adds hold for the symbols and the ShapeEnv it ran under only.
-        lines.append(f"symbols {identity_of(shape_env_of(values))}")
-    lines.append(f"aliases {_alias_pattern([n.meta.get('val') for n in placeholders])}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        texts["symbols"] = [f"symbols {identity_of(shape_env_of(values))}"]
+    texts["aliases"] = [f"aliases {_alias_pattern([n.meta.get('val') for n in placeholders])}"]
+    return {
+        name: hashlib.sha256("\n".join(lines).encode()).hexdigest() for name, lines in texts.items()
+    }
+
+
+_PART_OF_LINE = {"in": "inputs", "=": "values", "out": "outputs"}
+
+
+def combined_key(parts: Mapping[str, str]) -> str:
+    """The region key that some parts make."""
+    text = "\n".join(f"{name} {digest}" for name, digest in sorted(parts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def environment_key() -> str:
@@ -57,13 +102,17 @@ def environment_key() -> str:
 
     Computed once a pass: Inductor's and functorch's config, and torch's numeric switches.
     """
-    state = {
+    return f"environment {environment_state()!r}"
+
+
+def environment_state() -> dict[str, Any]:
+    """What `environment_key` is made of, by name."""
+    return {
         "torch": torch.__version__,
         "inductor": inductor.config_key(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "deterministic_warn": torch.is_deterministic_algorithms_warn_only_enabled(),
         "fill_uninitialized": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
-        "matmul_precision": torch.get_float32_matmul_precision(),
         "default_dtype": str(torch.get_default_dtype()),
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
@@ -72,20 +121,49 @@ def environment_key() -> str:
             for device in ("cpu", "cuda")
         ],
         "autocast_cache": torch.is_autocast_cache_enabled(),
-        "cudnn": (
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cudnn.deterministic,
-            torch.backends.cudnn.benchmark,
-        ),
-        "cuda_matmul": (
-            torch.backends.cuda.matmul.allow_tf32,
-            str(torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction),
-            str(torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction),
-        ),
-        "mkldnn": torch.backends.mkldnn.enabled,
+        "backends": {name: _switch(name) for name in _BACKEND_SWITCHES},
         "threads": torch.get_num_threads(),
     }
-    return f"environment {state!r}"
+
+
+_BACKEND_SWITCHES = (
+    "fp32_precision",
+    "cuda.matmul.fp32_precision",
+    "cuda.matmul.allow_tf32",
+    "cuda.matmul.allow_fp16_reduced_precision_reduction",
+    "cuda.matmul.allow_bf16_reduced_precision_reduction",
+    "cuda.matmul.allow_fp16_accumulation",
+    "cudnn.enabled",
+    "cudnn.deterministic",
+    "cudnn.benchmark",
+    "cudnn.allow_tf32",
+    "cudnn.fp32_precision",
+    "cudnn.conv.fp32_precision",
+    "cudnn.rnn.fp32_precision",
+    "mkldnn.enabled",
+    "mkldnn.deterministic",
+    "mkldnn.fp32_precision",
+    "mkldnn.matmul.fp32_precision",
+    "mkldnn.conv.fp32_precision",
+    "mkldnn.rnn.fp32_precision",
+)
+
+
+def _switch(name: str) -> str:
+    """A numeric switch under `torch.backends`, as text.
+
+    torch refuses to answer the older ones (and `get_float32_matmul_precision`) once the newer ones
+    were used; what they would say is in the newer ones then.
+    """
+    value: Any = torch.backends
+    try:
+        for part in name.split("."):
+            value = getattr(value, part)
+    except AttributeError:
+        return "absent"
+    except RuntimeError:
+        return "mixed"
+    return repr(value)
 
 
 def _graph_lines(module: torch.fx.GraphModule) -> list[str]:

@@ -120,31 +120,47 @@ _TAG = " regional_inductor:"
 
 
 def config_key() -> str:
-    """A digest of Inductor's and functorch's config as they are now."""
+    """A digest of Inductor's and functorch's config as they are now.
+
+    All of it but what can't change the code: `save_config_portable`, which is made for caches,
+    leaves out whatever starts with an underscore or holds a function, and some of that does.
+    """
     import torch._functorch.config as functorch_config
     import torch._inductor.config as inductor_config
 
     digest = hashlib.sha256()
     for config in (inductor_config, functorch_config):
-        for name, value in sorted(config.save_config_portable().items()):
-            digest.update(f"{name}={_portable(value)}\n".encode())
-        for name in _CUSTOM_PASSES:
-            value = getattr(config, name, None)
-            if value:
+        for name, value in sorted(config.get_config_copy().items()):
+            if not name.startswith(_CODE_NEUTRAL):
                 digest.update(f"{name}={_portable(value)}\n".encode())
+    common = sys.modules.get("torch._inductor.codegen.common")
+    for table in ("custom_backend_passes", "custom_backend_codegen_configs"):
+        for device, value in sorted(getattr(common, table, {}).items()):
+            digest.update(f"{table}.{device}={_portable(value)}\n".encode())
     return digest.hexdigest()
 
 
-# `save_config_portable` leaves these out because they hold functions; they change the code all the same.
-_CUSTOM_PASSES = (
-    "pre_grad_custom_pass",
-    "joint_custom_pre_pass",
-    "joint_custom_post_pass",
-    "post_grad_custom_pre_pass",
-    "post_grad_custom_post_pass",
-    "custom_partitioner_fn",
-    "joint_custom_pass",
-    "activation_memory_budget_solver",
+# What is written where, by how many workers, and which caches are asked.
+_CODE_NEUTRAL = (
+    "trace.",
+    "compile_threads",
+    "worker_",
+    "quiesce_async_compile",
+    "fx_graph_cache",
+    "fx_graph_remote_cache",
+    "autotune_local_cache",
+    "autotune_remote_cache",
+    "bundle_triton_into_fx_graph_cache",
+    "force_disable_caches",
+    "enable_autograd_cache",
+    "enable_remote_autograd_cache",
+    "force_autograd_cache",
+    "strict_autograd_cache",
+    "bundled_autograd_cache",
+    "autograd_cache_",
+    "cache_key_tag",
+    "debug",
+    "verbose_progress",
 )
 
 

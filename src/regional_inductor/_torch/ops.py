@@ -7,9 +7,12 @@ side-effectful functions, the names of the autocast and grad-mode switches that 
 from __future__ import annotations
 
 import builtins
+import inspect
 import itertools
 import math
 import operator
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -118,9 +121,30 @@ def traits(node: Node, module: torch.nn.Module) -> OpTraits:
         found = _function_traits(node.target)
     except TypeError:  # unhashable callable
         return _OPAQUE
+    if _asks_for_inplace(node):
+        return OpTraits((0,), (0,), found.draws, found.ordered)
     if node.kwargs.get("out") is not None and not found.writes:
         return OpTraits(("out",), ("out",), found.draws, found.ordered)
     return found
+
+
+def _asks_for_inplace(node: Node) -> bool:
+    """Whether a function such as `F.relu` was called with `inplace=True`, which no schema shows."""
+    if isinstance(node.target, (OpOverload, OpOverloadPacket)) or not callable(node.target):
+        return False
+    if "inplace" in node.kwargs:
+        return node.kwargs["inplace"] is not False
+    place = _inplace_position(node.target)
+    return place is not None and place < len(node.args) and node.args[place] is not False
+
+
+@cache
+def _inplace_position(target: Any) -> int | None:
+    try:
+        names = list(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
 
 
 def body_traits(body: torch.fx.GraphModule) -> OpTraits:
@@ -207,11 +231,25 @@ def target_identity(node: Node) -> str:
     if isinstance(target, HigherOrderOperator):
         return f"hop:{hop_name(node)}"
     module = getattr(target, "__module__", "") or ""
-    name = getattr(target, "__qualname__", None)
-    if name is None or "<" in name:
-        return f"object:{identity_of(target)}"
-    known = module.startswith(("torch", "_operator", "operator", "math", "builtins"))
-    return f"function:{module}.{name}:{'' if known else identity_of(target)}"
+    name = getattr(target, "__qualname__", "") or ""
+    if _is_torchs_own(target):
+        return f"function:{module}.{name}"
+    return f"function:{module}.{name}:{identity_of(target)}"
+
+
+@cache
+def _is_torchs_own(target: Any) -> bool:
+    """Whether a function is found under its own name in torch or Python's own modules.
+
+    A name alone proves nothing: `functools.wraps` copies it.
+    """
+    module = str(getattr(target, "__module__", "") or "")
+    if module.split(".")[0] not in ("torch", "_operator", "operator", "math", "builtins"):
+        return False
+    found: Any = sys.modules.get(module)
+    for part in str(getattr(target, "__qualname__", "")).split("."):
+        found = getattr(found, part, None)
+    return found is target
 
 
 def _hop_traits(node: Node, module: torch.nn.Module) -> OpTraits:
@@ -309,6 +347,8 @@ def _function_traits(target: Any) -> OpTraits:
         return _packet_traits(target)
     name = str(getattr(target, "__name__", ""))
     module = str(getattr(target, "__module__", "") or "")
+    if isinstance(target, types.FunctionType) and not _is_torchs_own(target):
+        return _OPAQUE
     if target is operator.setitem:
         return OpTraits(writes=(0,), aliases=(0,))
     if name in _STATE_SWITCHES:

@@ -1,0 +1,319 @@
+"""Partition, outline and code generation take time and memory in proportion to the graph.
+
+Graphs of seven families (`_graphs.py`), about half of each marked. "partition" is that stage alone;
+"everything" is `outline_regions` under `merge="all"`, which collects marks, partitions, outlines and
+generates all code, against the function of PyTorch's pass that does the same. PyTorch's is run while
+it is expected to end within its share of time; ours goes on to 100,000 nodes.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+from benchmarks import _graphs, _peers
+from benchmarks._measure import (
+    alternate,
+    exponent,
+    in_fresh_process,
+    median,
+    peak_mb,
+    ratio,
+    reset_peak,
+    resident_mb,
+    say,
+)
+from benchmarks._outcome import Outcome, Row, Tables, Target
+
+SIZES = (300, 1000, 3000, 10_000, 30_000, 100_000)
+FITTED_FROM = 3000
+QUICK_SIZES = (300, 1000, 3000)
+RANDOM_GRAPHS = 300
+# Seconds that one run of PyTorch's may be expected to take; its time grows by 30 x for 3 x the nodes.
+PATIENCE = 30.0
+QUICK_PATIENCE = 3.0
+GROWTH = 30.0
+
+
+def main(quick: bool) -> Outcome:
+    from regional_inductor.backend import outline_regions  # Inductor's import is not partitioning
+
+    outline_regions(_graphs.build("options", 100))
+    _peers.outlining_of("pytorch")(_graphs.build("chain", 50))
+    times = _times(quick)
+    memory = _memory(quick)
+    cyclic = _cyclic_ids(20 if quick else RANDOM_GRAPHS)
+    growth = _growth(times)
+    return Outcome(
+        {
+            "seconds, PyTorch's pass and ours": times,
+            "growth: the exponent e in seconds = c * nodes ** e": growth,
+            "memory over the graph at its peak": memory,
+            "random graphs with four ids": [cyclic],
+        },
+        _targets(times, growth, memory, cyclic),
+        [
+            "`options`: sixteen sets of options in turn. PyTorch's pass merges regions whatever their "
+            "options are and applies the first one's, so its count there is no bound for ours.",
+            "Rows with `hidden order` have mutation, aliasing, draws, asserts and collectives among the "
+            "unmarked nodes; PyTorch's pass knows nothing of them, so it is not run.",
+        ],
+    )
+
+
+# --- time ------------------------------------------------------------------------------------------
+
+
+def _times(quick: bool) -> list[Row]:
+    rows: list[Row] = []
+    for family in _graphs.FAMILIES:
+        patience = QUICK_PATIENCE if quick else PATIENCE
+        expected = 0.0
+        for size in QUICK_SIZES if quick else SIZES:
+            row, slow = _case(family, size, with_pytorch=expected <= patience)
+            rows.append(row)
+            expected = slow * GROWTH if slow is not None else float("inf")
+        largest = (QUICK_SIZES if quick else SIZES)[-1]
+        rows.append(_case(family, largest, ordered=True, with_pytorch=False)[0])
+    return rows
+
+
+def _case(
+    family: str, size: int, *, ordered: bool = False, with_pytorch: bool
+) -> tuple[Row, float | None]:
+    say(f"partition: {family} {size}{' with hidden order' if ordered else ''}")
+    regions: dict[str, int] = {}
+
+    def outlining(way: str) -> float:
+        gm = _graphs.build(family, size, ordered=ordered)
+        outline = _peers.outlining_of(way)
+        gc.collect()
+        start = time.perf_counter()
+        outlined = outline(gm)
+        if way == "pytorch":
+            outlined.recompile()
+        seconds = time.perf_counter() - start
+        regions[way] = _peers.marked_regions(outlined)
+        return seconds
+
+    stage: list[float] = []
+
+    def ours() -> float:
+        stage.append(partition_seconds(family, size, ordered))
+        return outlining("ours")
+
+    ways: dict[str, Any] = {"ours": ours}
+    if with_pytorch:
+        ways["pytorch"] = lambda: outlining("pytorch")
+    found = alternate(ways, 3 if size <= 1000 else 1)
+    pytorch = median(found.get("pytorch", []))
+    mine = median(found["ours"])
+    row: Row = {
+        "family": family,
+        "hidden order": "yes" if ordered else "",
+        "nodes": size,
+        "PyTorch's": pytorch,
+        "ours": mine,
+        "ratio": ratio(pytorch, mine),
+        "partition alone": median(stage),
+        "PyTorch's regions": regions.get("pytorch"),
+        "our regions": regions["ours"],
+    }
+    return row, pytorch
+
+
+def partition_seconds(family: str, size: int, ordered: bool = False) -> float:
+    """Seconds in the stage that decides, collecting marks and outlining not included."""
+    from regional_inductor import pipeline
+    from regional_inductor.backend import read_settings
+
+    gm = _graphs.build(family, size, ordered=ordered)
+    settings = read_settings({}, merge="all", on_error="raise")
+    trace = pipeline.Trace()
+    gc.collect()
+    pipeline.run(gm, (), settings, stop_after="partition", observer=trace)
+    return trace.seconds["partition"]
+
+
+def _growth(times: list[Row]) -> list[Row]:
+    rows: list[Row] = []
+    for family in _graphs.FAMILIES:
+        of_family = [r for r in times if r["family"] == family and not r["hidden order"]]
+        large = [r for r in of_family if r["nodes"] >= FITTED_FROM]
+        slow = [r for r in of_family if r["PyTorch's"] is not None]
+        rows.append(
+            {
+                "family": family,
+                "PyTorch's": _fit(slow, "PyTorch's"),
+                "PyTorch's up to": slow[-1]["nodes"] if slow else None,
+                "ours, everything": _fit(large, "ours"),
+                "ours, partition alone": _fit(large, "partition alone"),
+                "ours from": FITTED_FROM,
+                "ours up to": of_family[-1]["nodes"],
+            }
+        )
+    return rows
+
+
+def _fit(rows: list[Row], column: str) -> float | None:
+    return exponent([r["nodes"] for r in rows], [r[column] for r in rows])  # type: ignore[misc]
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+
+def _memory(quick: bool) -> list[Row]:
+    rows: list[Row] = []
+    families = ("blocks",) if quick else ("chain", "blocks", "wide", "ids")
+    size = 3000 if quick else 10_000
+    for family in families:
+        say(f"partition: memory of {family} {size}")
+        ours = in_fresh_process("partition:peak_over_graph", way="ours", family=family, size=size)
+        view: dict[str, Any] = {}
+        if family == "blocks":
+            view = in_fresh_process("partition:peak_over_graph", way="view", family=family, size=size)
+        rows.append(
+            {
+                "family": family,
+                "nodes": size,
+                "PyTorch's dependency view alone, MB": view.get("mb"),
+                "ours, everything, MB": ours.get("mb"),
+                **({"error": ours["error"]} if "error" in ours else {}),
+            }
+        )
+    return rows
+
+
+def peak_over_graph(way: str, family: str, size: int) -> dict[str, float]:
+    """The most memory over what the process took once the graph was built. In a fresh process."""
+    outline = _peers.dependency_view if way == "view" else _peers.outlining_of("ours")
+    outline(_graphs.build(family, 100))
+    gm = _graphs.build(family, size)
+    gc.collect()
+    before = resident_mb()
+    reset_peak()
+    kept = outline(gm)
+    mb = peak_mb() - before
+    del kept
+    return {"mb": mb}
+
+
+# --- jointly cyclic ids ----------------------------------------------------------------------------
+
+
+def _cyclic_ids(count: int) -> Row:
+    """How often each pass fails where ids may be jointly cyclic, and regions where both succeed."""
+    say(f"partition: {count} random graphs with four ids")
+    failed = {"pytorch": 0, "ours": 0}
+    regions = {"pytorch": 0, "ours": 0}
+    more = 0
+    for seed in range(count):
+        found: dict[str, int] = {}
+        for way in failed:
+            gm = _graphs.random_ids(seed)
+            try:
+                found[way] = _peers.marked_regions(_peers.outlining_of(way)(gm))
+            except (AssertionError, RuntimeError):
+                failed[way] += 1
+        if len(found) == 2:
+            for way, number in found.items():
+                regions[way] += number
+            more += found["ours"] > found["pytorch"]
+    return {
+        "graphs": count,
+        "PyTorch's failures": failed["pytorch"],
+        "our failures": failed["ours"],
+        "PyTorch's regions where both succeed": regions["pytorch"],
+        "our regions there": regions["ours"],
+        "graphs with more regions": more,
+    }
+
+
+# --- targets ---------------------------------------------------------------------------------------
+
+
+def _targets(times: list[Row], growth: list[Row], memory: list[Row], cyclic: Row) -> list[Target]:
+    at_largest = [r for r in times if r["nodes"] == SIZES[-1]]
+    at_one_thousand = [r for r in times if r["nodes"] == 1000 and r["ratio"] is not None]
+    at_three_thousand = [r for r in times if r["nodes"] == 3000 and r["ratio"] is not None]
+    large = [r for r in growth if r["ours up to"] == SIZES[-1]]
+    counted = [
+        r for r in times if r["PyTorch's regions"] is not None and r["family"] != "options"
+    ]
+    memory_there = [r for r in memory if r["nodes"] == 10_000]
+
+    def worst(rows: list[Row], column: str, pick: Any = max) -> float | None:
+        values = [r[column] for r in rows]
+        if not values or None in values:
+            return None
+        return float(pick(values))
+
+    surplus = [r["our regions"] - r["PyTorch's regions"] for r in counted]  # type: ignore[operator]
+    return [
+        Target(
+            "partition alone, 100,000 nodes, slowest family",
+            worst(at_largest, "partition alone"),
+            0.5,
+            "lower",
+            "s",
+        ),
+        Target(
+            "everything, 100,000 nodes, slowest family", worst(at_largest, "ours"), 8, "lower", "s"
+        ),
+        Target(
+            "exponent of everything, 3,000 to 100,000, largest",
+            worst(large, "ours, everything"),
+            1.1,
+            "lower",
+        ),
+        Target(
+            "memory over the graph, 10,000 nodes, largest",
+            worst(memory_there, "ours, everything, MB"),
+            100,
+            "lower",
+            "MB",
+        ),
+        Target(
+            "against PyTorch's, 1,000 nodes, slowest family",
+            worst(at_one_thousand, "ratio", min),
+            12,
+            "higher",
+            "x",
+        ),
+        Target(
+            "against PyTorch's, 3,000 nodes, slowest family run",
+            worst(at_three_thousand, "ratio", min),
+            100,
+            "higher",
+            "x",
+        ),
+        Target("regions more than PyTorch's, any family", float(max(surplus, default=0)), 0, "lower"),
+        Target("failures on random graphs with ids", float(cyclic["our failures"]), 0, "lower"),  # type: ignore[arg-type]
+        Target(
+            "of them with more regions than PyTorch's",
+            float(cyclic["graphs with more regions"]),  # type: ignore[arg-type]
+            0,
+            "lower",
+        ),
+    ]
+
+
+def plot(tables: Tables, figure: Any) -> None:
+    axes = figure.subplots()
+    rows = next(iter(tables.values()))
+    for number, family in enumerate(_graphs.FAMILIES):
+        of_family = [r for r in rows if r["family"] == family and not r["hidden order"]]
+        for way, style in (("ours", "-o"), ("PyTorch's", "--s")):
+            points = [(r["nodes"], r[way]) for r in of_family if r[way] is not None]
+            axes.loglog(
+                *zip(*points, strict=True),
+                style,
+                color=f"C{number}",
+                markersize=3,
+                label=family if way == "ours" else None,
+            )
+    axes.set_xlabel("nodes")
+    axes.set_ylabel("seconds, everything")
+    axes.set_title("solid: ours; dashed: PyTorch's pass")
+    axes.legend()
