@@ -1,13 +1,17 @@
-"""Runs the benchmarks: `python -m benchmarks [--quick] [NAME ...]`.
+"""Runs the benchmarks: `python -m benchmarks [--quick] [--publish] [NAME ...]`.
 
-Each one's rows are printed as a table and written to `benchmarks/results/NAME.json`, together with what the
-machine was. A benchmark that fails is named at the end, and the others still run.
+Each one's tables and targets are printed and written to `benchmarks/results/`: `NAME.json` with what the
+machine was, `NAME.png` where it draws something and matplotlib (extra `bench`) is installed, and
+`README.md` with the tables of all benchmarks that have results. A benchmark that fails is named at the
+end, and the others still run. Targets that are not reached are said, and don't fail the run: times depend
+on the machine. `--publish` also puts the tables into `docs/performance.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -15,17 +19,22 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import benchmarks
+from benchmarks._outcome import Outcome, Row, Target, columns_of, markdown_table, number
 
-Row = Mapping[str, str | int | float]
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- results: written by `make bench ARGS=--publish` -->", "<!-- end of results -->"
 
 
 def discover() -> list[str]:
@@ -33,7 +42,7 @@ def discover() -> list[str]:
     return sorted(
         module.name
         for module in pkgutil.iter_modules(benchmarks.__path__)
-        if not module.name.startswith("_")
+        if not module.name.startswith("_") and not module.ispkg
     )
 
 
@@ -47,52 +56,136 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"which ones (all): {', '.join(known) or 'none yet'}",
     )
     parser.add_argument("--quick", action="store_true", help="smaller and fewer cases")
+    parser.add_argument(
+        "--publish", action="store_true", help=f"write the tables into docs/{PAGE.name} too"
+    )
     arguments = parser.parse_args(argv)
     unknown = [name for name in arguments.names if name not in known]
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}")
 
-    console = Console()
-    if not known:
-        console.print("There are no benchmarks yet.")
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     failed = [name for name in arguments.names or known if not _run(name, arguments.quick, console)]
+    text = markdown(_records())
+    (RESULTS / "README.md").write_text(f"# Results\n\n{text}")
+    if arguments.publish:
+        publish(text)
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="bold red")
     return 1 if failed else 0
 
 
 def _run(name: str, quick: bool, console: Console) -> bool:
-    module = importlib.import_module(f"benchmarks.{name}")
-    claim = (module.__doc__ or name).strip().splitlines()[0]
     start = time.perf_counter()
     try:
-        rows = module.main(quick)
+        module = importlib.import_module(f"benchmarks.{name}")
+        outcome = Outcome.of(module.main(quick))
     except Exception:  # noqa: BLE001 - one failing benchmark leaves the others running
         traceback.print_exc()
         return False
-    console.print(table_of(f"{name}: {claim}", rows))
-    RESULTS.mkdir(exist_ok=True)
     record = {
         "benchmark": name,
-        "claim": claim,
+        "claim": claim_of(module),
+        "how": "\n".join((module.__doc__ or "").strip().splitlines()[1:]).strip(),
         "quick": quick,
         "seconds": round(time.perf_counter() - start, 1),
         "machine": machine(),
-        "rows": list(rows),
+        "tables": outcome.tables,
+        "targets": [{**asdict(t), "verdict": t.verdict} for t in outcome.targets],
+        "remarks": outcome.remarks,
     }
+    console.print(f"\n{name}: {record['claim']}", style="bold", highlight=False)
+    for title, rows in outcome.tables.items():
+        console.print(table_of(title, rows))
+    if outcome.targets:
+        console.print(table_of("targets", [target.row() for target in outcome.targets]))
+    console.print(f"{name} took {record['seconds']} s", highlight=False)
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    return True
+    draw(module, outcome, RESULTS / f"{name}.png")
+    return not errors_in(outcome)
+
+
+def claim_of(module: ModuleType) -> str:
+    return (module.__doc__ or module.__name__).strip().splitlines()[0]
+
+
+def errors_in(outcome: Outcome) -> list[str]:
+    """What went wrong in single cases; their rows stay in the tables, without figures."""
+    rows = [row for rows in outcome.tables.values() for row in rows]
+    return [str(row["error"]) for row in rows if row.get("error")]
 
 
 def table_of(title: str, rows: Sequence[Row]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for key, value in (rows[0] if rows else {}).items():
-        table.add_column(key, justify="left" if isinstance(value, str) else "right")
+    for key in columns_of(rows):
+        textual = any(isinstance(row.get(key), str) for row in rows)
+        table.add_column(key, justify="left" if textual else "right", overflow="fold")
     for row in rows:
-        table.add_row(
-            *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
-        )
+        table.add_row(*(number(row.get(key)) for key in columns_of(rows)))
     return table
+
+
+def draw(module: ModuleType, outcome: Outcome, path: Path) -> None:
+    """The benchmark's own plot, if it has one and matplotlib is there."""
+    plot = getattr(module, "plot", None)
+    if plot is None or importlib.util.find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    plot(outcome.tables, figure)
+    figure.savefig(path, dpi=120)
+
+
+# --- Markdown --------------------------------------------------------------------------------------
+
+
+def _records() -> list[dict[str, Any]]:
+    """All results that lie in the folder, of this run or an earlier one."""
+    RESULTS.mkdir(exist_ok=True)
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    return [record for record in records if "tables" in record]
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    """Targets first, since they are what is asked; then each benchmark's tables."""
+    if not records:
+        return "No benchmark has been run.\n"
+    parts = [_machine_line(records[0])]
+    rows: list[Row] = []
+    for record in records:
+        for fields in record["targets"]:
+            target = Target(**{key: fields[key] for key in Target.__dataclass_fields__})
+            rows.append({"benchmark": record["benchmark"], **target.row()})
+    if rows:
+        parts += ["## Targets", markdown_table(rows)]
+    for record in records:
+        form = ", quick form" if record["quick"] else ""
+        parts.append(f"## {record['benchmark']}: {record['claim']}")
+        parts.append(f"{record['how']}\n\nTook {record['seconds']} s{form}.".strip())
+        for title, table in record["tables"].items():
+            if title:
+                parts.append(f"### {title}")
+            parts.append(markdown_table(table))
+        parts += [f"- {remark}" for remark in record["remarks"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine_line(record: dict[str, Any]) -> str:
+    found = record["machine"]
+    return (
+        f"torch {found['torch']}, Python {found['python']}, {found['system']}, {found['cpus']} cores. "
+        "A dash: not measured."
+    )
+
+
+def publish(text: str, page: Path = PAGE) -> None:
+    """Replace what stands between the two markers of a page; headings go one level down."""
+    lines = [f"#{line}" if line.startswith("#") else line for line in text.splitlines()]
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text("\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"]))
 
 
 def machine() -> dict[str, str | int]:

@@ -192,7 +192,7 @@ FAMILIES: dict[str, Callable[[_Builder], None]] = {
 }
 
 
-def random_ids(seed: int, size: int = 40, ids: int = 4) -> GraphModule:
+def random_ids(seed: int, size: int = 24, ids: int = 2) -> GraphModule:
     """A small random graph whose marked nodes carry random ids: these are often jointly cyclic."""
     rng = random.Random(seed)
     builder = _Builder(size, ordered=False)

@@ -10,6 +10,7 @@ the norm before the MLP.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +80,11 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    """With `mark_blocks` the blocks are marked as wholes, whatever lies in them."""
+
+    def __init__(self, shape: Shape, *, mark_blocks: bool = False) -> None:
         super().__init__()
+        self.mark_blocks = mark_blocks
         torch.manual_seed(0)
         widths = [shape.mlp + 32 * i * shape.distinct for i in range(shape.layers)]
         self.layers = nn.ModuleList(Block(shape, width) for width in widths)
@@ -93,7 +97,8 @@ class Llama(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer(x, self.cos, self.sin)
+            with annotate({MARK: "block"}) if self.mark_blocks else nullcontext():
+                x = layer(x, self.cos, self.sin)
         with annotate({MARK: "norm"}):
             return self.norm(x)
 

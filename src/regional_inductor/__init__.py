@@ -25,12 +25,14 @@ from .scope import eager, region
 if TYPE_CHECKING:
     from .backend import compile_regions, outline_regions, regional_inductor
     from .compiling import compile
+    from .explaining import explain
     from .exporting import export
     from .report import Report, last_report
 
 _LAZY = {
     "compile": "compiling",
     "compile_regions": "backend",
+    "explain": "explaining",
     "export": "exporting",
     "last_report": "report",
     "outline_regions": "backend",
@@ -64,6 +66,7 @@ __all__ = [
     "compile",
     "compile_regions",
     "eager",
+    "explain",
     "export",
     "last_report",
     "mark",

@@ -15,8 +15,10 @@ from . import pipeline
 from ._torch import dynamo, inductor, ops
 from ._torch.fx import copy_graph
 from .errors import OptionError, did_you_mean
+from .findings import findings_of
 from .lost_marks import remember_marks, restore_marks, warn_of_lost_regions
 from .options import check_options, mode_options
+from .region_key import described_environment
 from .regions import (
     REGION_META,
     CompiledGraph,
@@ -26,7 +28,7 @@ from .regions import (
     RegionCall,
     Settings,
 )
-from .report import Report, graph_reports, publish
+from .report import Report, graph_reports, publish, unmarked_graph_report
 from .stages.collect import collect
 from .stages.compile import compile as compile_stage
 from .stages.outline import outline
@@ -132,7 +134,9 @@ def run_pass(
     example_inputs: Sequence[Any],
     settings: Settings,
     report: Report,
-    direction: Direction | None = None,
+    *,
+    capture: int = 0,
+    direction: str = "",
 ) -> Any:
     """The pass itself; adds what it did to a report."""
     trace = pipeline.Trace()
@@ -140,8 +144,16 @@ def run_pass(
     def observe(stage: str, product: Any, seconds: float) -> None:
         trace(stage, product, seconds)
         if stage == "compile":
-            report.graphs += graph_reports(product, trace.seconds)
+            partitioned = trace.products["partition"]
+            graphs = graph_reports(
+                product, trace.seconds, partitioned, capture=capture, direction=direction
+            )
+            report.graphs += graphs or [
+                unmarked_graph_report(gm.graph, trace.seconds, capture=capture, direction=direction)
+            ]
             report.findings += product.findings
+            report.findings += findings_of(partitioned, graphs, settings)
+            report.environment.update(described_environment())
 
     pipeline.run(gm, example_inputs, settings, observer=observe)
     set_calling_convention(gm)
@@ -271,18 +283,24 @@ def compile_captured(
 ) -> Callable[..., Any]:
     """Take a graph that Dynamo captured through AOTAutograd and the pass."""
     wanted = remember_marks(gm)
+    capture = report.captures
     publish(report)
     outside = contextlib.nullcontext if not inductor.autograd_cache_forced() else inductor.tagged
 
-    def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        with outside(None):
-            return run_pass(graph, inputs, settings, report)
+    def compile_as(direction: Direction) -> Callable[..., Any]:
+        def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
+            if direction != "backward":
+                report.findings += restore_marks(wanted, graph)
+            with outside(None):
+                return run_pass(
+                    graph, inputs, settings, report, capture=capture, direction=direction
+                )
 
-    def compile_forward(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        restore_marks(wanted, graph)
-        return compile_graph(graph, inputs)
+        return compile_graph
 
-    backend = dynamo.aot_backend(compile_forward, compile_graph, compile_forward)
+    backend = dynamo.aot_backend(
+        compile_as("forward"), compile_as("backward"), compile_as("inference")
+    )
     # The key of AOTAutograd's cache sees neither marks nor our settings; the tag makes it.
     with outside(f"{wanted.digest()} {settings}"):
         return backend(gm, example_inputs)  # type: ignore[no-any-return]

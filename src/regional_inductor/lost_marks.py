@@ -17,8 +17,9 @@ import torch.fx
 from torch.fx.node import Node
 
 from ._torch import dynamo, ops
-from .errors import RegionWarning, compose
+from .errors import RegionWarning
 from .options import MARK_KEY
+from .regions import Finding
 from .source import user_source
 
 _SAME_OPERATOR = {"truediv": "div", "floordiv": "div", "matmul": "mm"}
@@ -110,15 +111,18 @@ def _mark_value(node: Node) -> _Present | None:
     return _Present(value)
 
 
-def restore_marks(wanted: DynamoMarks, module: torch.fx.GraphModule) -> None:
+def restore_marks(wanted: DynamoMarks, module: torch.fx.GraphModule) -> list[Finding]:
     """Mark again what lost its mark on the way, and warn of what can't be found.
 
     Args:
         wanted: What Dynamo's graph carried.
         module: AOTAutograd's forward or inference graph; marks are added to its nodes.
+
+    Returns:
+        What was warned of.
     """
     if not wanted.operators:
-        return
+        return []
     images = _images(wanted, module)
     bare = [node for node in module.graph.nodes if _is_bare(node)]
     missing: dict[str, MarkedOperator] = {}
@@ -137,11 +141,13 @@ def restore_marks(wanted: DynamoMarks, module: torch.fx.GraphModule) -> None:
     for operator in sorted(wanted.operators, key=lambda o: not o.is_tensor):
         if _key(operator.value) not in present:
             missing.setdefault(operator.label, operator)
-    for operator in missing.values():
-        warnings.warn(RegionWarning(_message(operator)), stacklevel=2)
+    findings = [_finding(operator) for operator in missing.values()]
+    for finding in findings:
+        warnings.warn(RegionWarning(finding.text), stacklevel=2)
+    return findings
 
 
-def _message(operator: MarkedOperator) -> str:
+def _finding(operator: MarkedOperator) -> Finding:
     if operator.body_of:
         what = (
             f"code marked inside a body of {operator.body_of} is compiled together with it or not at "
@@ -157,7 +163,7 @@ def _message(operator: MarkedOperator) -> str:
             "results that nobody uses and arithmetic on Python numbers leave nothing to compile; pass "
             "numbers as tensors, or compile with dynamic=False"
         )
-    return compose(what, region=operator.label, source=operator.source, hint=hint)
+    return Finding("lost", what, operator.source, hint, operator.label)
 
 
 def _key(value: Any) -> str:
@@ -214,9 +220,15 @@ def _operator(node: Node) -> str:
 
 def warn_of_lost_regions() -> None:
     """Say when a graph break inside a marked region made Dynamo give a frame up."""
+    for finding in lost_regions():
+        warnings.warn(RegionWarning(finding.text), stacklevel=2)
+
+
+def lost_regions() -> list[Finding]:
+    """Regions lost to a graph break since this was asked last."""
     count, breaks, annotations = dynamo.lost_regions()
     if not count:
-        return
+        return []
     causes = "; ".join(dict.fromkeys(breaks)) or "unknown"
     named: dict[str, Any] = {}
     line = ""
@@ -226,18 +238,16 @@ def warn_of_lost_regions() -> None:
         if isinstance(value, dict):
             named = value
             break
-    warnings.warn(
-        RegionWarning(
-            compose(
-                "a graph break lies inside a marked region, so Dynamo runs the whole function that "
-                f"holds the region eagerly; graph breaks so far: {causes}",
-                region=str(named.get("name") or ""),
-                source=str(named.get("source") or line),
-                hint="move what breaks out of the region; fullgraph=True shows its line",
-            )
-        ),
-        stacklevel=2,
-    )
+    return [
+        Finding(
+            "graph-break",
+            "a graph break lies inside a marked region, so Dynamo runs the whole function that "
+            f"holds the region eagerly; graph breaks so far: {causes}",
+            str(named.get("source") or line),
+            "move what breaks out of the region; fullgraph=True shows its line",
+            str(named.get("name") or ""),
+        )
+    ]
 
 
 def _annotated_value(annotation: Any) -> Any:

@@ -217,6 +217,14 @@ def mark(
     return ModuleHandle([_mark_module(path, module, value, source) for path, module in found])
 
 
+def marked_modules(model: nn.Module) -> Iterator[tuple[str, Value]]:
+    """The modules that :func:`mark` has marked, by name, each with the mark that rules now."""
+    for path, module in modules_by_name(model).items():
+        site, _ = _find_site(module.__dict__.get("forward"))
+        if site is not None and site.values:
+            yield path, site.values[-1]
+
+
 def _find_modules(
     model: nn.Module, patterns: tuple[Pattern, ...], source: str
 ) -> list[tuple[str, nn.Module]]:

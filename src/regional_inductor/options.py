@@ -364,15 +364,31 @@ def _read_timeout(timeout: Any, region: str, source: str) -> float | None:
     return float(timeout)
 
 
-def _warn_of_unknown_keys(value: Mapping[Any, Any], region: str, source: str) -> None:
+def unknown_keys(value: Any) -> list[tuple[str, str]]:
+    """Keys of a mark's value that have no effect, each with a hint at what was meant.
+
+    Example:
+        >>> from regional_inductor.options import unknown_keys
+        >>> unknown_keys({"name": "mlp", "options": {}})
+        [("'options'", "did you mean 'inductor_configs'?")]
+    """
+    if not isinstance(value, Mapping):
+        return []
+    listed = "a mark may hold " + ", ".join(repr(known) for known in _KNOWN_KEYS[:6])
+    found = []
     for key in value:
         if key not in _KNOWN_KEYS:
-            listed = "a mark may hold " + ", ".join(repr(known) for known in _KNOWN_KEYS[:6])
             meant = _MEANT.get(key) if isinstance(key, str) else None
             hint = (
                 f"did you mean {meant!r}?" if meant else did_you_mean(str(key), _KNOWN_KEYS, listed)
             )
-            _warn_once(f"unknown key {key!r} in a mark has no effect", region, source, hint)
+            found.append((repr(key), hint))
+    return found
+
+
+def _warn_of_unknown_keys(value: Mapping[Any, Any], region: str, source: str) -> None:
+    for key, hint in unknown_keys(value):
+        _warn_once(f"unknown key {key} in a mark has no effect", region, source, hint)
 
 
 def _warn_once(what: str, region: str = "", source: str = "", hint: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import torch.fx
 
 from . import invariants
+from .garbage import paused_collection
 from .regions import Compiled, Outlined, Partitioned, Settings, Stitched
 from .stages.collect import collect
 from .stages.compile import compile
@@ -61,10 +63,11 @@ def run(
     product = start
     for stage in stages:
         started = time.perf_counter()
-        if stage is collect:
-            product = collect(module, example_inputs, settings)
-        else:
-            product = stage(product, settings)
+        with contextlib.nullcontext() if stage is compile else paused_collection():
+            if stage is collect:
+                product = collect(module, example_inputs, settings)
+            else:
+                product = stage(product, settings)
         seconds = time.perf_counter() - started
         if invariants.enabled():
             invariants.check(product, settings)

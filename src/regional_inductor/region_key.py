@@ -17,6 +17,7 @@ import torch.fx
 from torch.fx.node import Node
 
 from ._torch import inductor, ops
+from ._torch.config import set_by_the_user
 from ._torch.symbols import SYMBOLIC_TYPES, expression_of, shape_env_of, symbols_of
 from .identity import identity_of
 from .options import freeze
@@ -69,7 +70,9 @@ def key_parts(
         "backend": [f"backend {backend}"],
         "options": [f"options {freeze(dict(options))!r}"],
         "environment": [environment],
-        "operators": [ops.target_identity(n) for n in module.graph.nodes if n.op.startswith("call")],
+        "operators": [
+            ops.target_identity(n) for n in module.graph.nodes if n.op.startswith("call")
+        ],
         "inputs": [],
         "arguments": [],
         "values": [],
@@ -102,14 +105,13 @@ def environment_key() -> str:
 
     Computed once a pass: Inductor's and functorch's config, and torch's numeric switches.
     """
-    return f"environment {environment_state()!r}"
+    return f"environment {inductor.config_key()} {environment_state()!r}"
 
 
 def environment_state() -> dict[str, Any]:
-    """What `environment_key` is made of, by name."""
+    """What `environment_key` is made of besides Inductor's and functorch's config, by name."""
     return {
         "torch": torch.__version__,
-        "inductor": inductor.config_key(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "deterministic_warn": torch.is_deterministic_algorithms_warn_only_enabled(),
         "fill_uninitialized": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
@@ -124,6 +126,14 @@ def environment_state() -> dict[str, Any]:
         "backends": {name: _switch(name) for name in _BACKEND_SWITCHES},
         "threads": torch.get_num_threads(),
     }
+
+
+def described_environment() -> dict[str, str]:
+    """The environment as text by name, with those entries of Inductor's config that somebody set."""
+    state = environment_state()
+    state.update({f"backends.{name}": value for name, value in state.pop("backends").items()})
+    state.update({f"inductor.{name}": value for name, value in set_by_the_user().items()})
+    return {name: str(value) for name, value in state.items()}
 
 
 _BACKEND_SWITCHES = (

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch.fx
 
+from .errors import compose
 from .options import Mark
 
 Direction = Literal["forward", "backward", "inference"]
@@ -38,11 +39,26 @@ class Settings:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something the user should know, with the line and the remedy."""
+    """Something the user should know, with the line and the remedy.
+
+    Attributes:
+        kind: A word for the kind of finding: docs/report-schema.md lists them.
+        message: What was found, one sentence without a full stop.
+        source: ``file:line`` of the user's code, or ``""``.
+        remedy: What to do about it, or ``""``.
+        region: Name of the region it is about, or ``""``.
+    """
 
     kind: str
     message: str
     source: str = ""
+    remedy: str = ""
+    region: str = ""
+
+    @property
+    def text(self) -> str:
+        """The finding as a warning says it."""
+        return compose(self.message, region=self.region, source=self.source, hint=self.remedy)
 
 
 @dataclass(frozen=True)
@@ -163,10 +179,11 @@ class CompiledRegion:
 
     key: str
     call: Callable[..., Any] | None
-    status: Literal["compiled", "shared", "memory", "eager"]
+    status: Literal["compiled", "shared", "memory", "eager", "planned"]
     reason: str = ""
     seconds: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    key_parts: Mapping[str, str] = field(default_factory=dict)
     boxed: bool = False
 
 

@@ -32,10 +32,9 @@ def module_path(nodes: tuple[Node, ...]) -> str:
     """The qualified name of the innermost module that all the nodes were called in, or ``""``."""
     common: list[str] | None = None
     for node in nodes:
-        stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
-        if not stack:
+        names = module_names(node)
+        if not names:
             continue
-        names = [_qualified(str(value[0])) for value in stack.values()]
         if common is None:
             common = names
         else:
@@ -46,6 +45,12 @@ def module_path(nodes: tuple[Node, ...]) -> str:
                 shared += 1
             common = common[:shared]
     return common[-1] if common else ""
+
+
+def module_names(node: Node) -> list[str]:
+    """The qualified names of the modules that a node was called in, outermost first."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    return [_qualified(str(value[0])) for value in stack.values()]
 
 
 def _qualified(path: str) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_2_one_id_with_two_options_raises(data):
         Step(s.kind, s.a, s.b, {first: 0, second: 1}.get(i)) for i, s in enumerate(program.steps)
     ]
     with pytest.raises(ConflictError, match="'id' is used with different options"):
-        partitioned(build(Program(tuple(steps), marks, program.inputs)), "scope")
+        partitioned(build(replace(program, steps=tuple(steps), marks=marks)), "scope")
 
 
 # --- 3 --------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def test_4_a_region_runs_after_its_inputs_and_before_its_first_user(program, mer
     result = partitioned(gm, merge)
     assume(result is not None)
     place = places(result)
-    assert list(place) and set(place) == set(gm.graph.nodes)
+    assert set(place) == set(gm.graph.nodes)
     for region in result.regions:
         here = place[region.nodes[0]]
         own = set(region.nodes)
@@ -208,8 +209,10 @@ def test_4_regions_that_stand_in_one_piece_move_nothing(program, merge):
 
 # --- 5 --------------------------------------------------------------------------------------------
 
-# Where nothing is written, the hidden order is known exactly; elsewhere caution may cost a region.
-UNWRITTEN = tuple(kind for kind in EVERYTHING if kind not in (*MUTATION, "normal_"))
+# Among ATen's operators, where nothing is written, the hidden order is known exactly; elsewhere
+# caution may cost a region.
+EXACT = (False,)
+UNWRITTEN = tuple(kind for kind in EVERYTHING if kind not in (*MUTATION, "normal_", "dropout"))
 WITH_ENTRIES = (entries(1, 1), entries(1, 3), entries(2, 2), entries(3, 2))
 
 
@@ -234,7 +237,7 @@ def wanted_units(gm: Any) -> dict[Any, Any]:
     return {n: id(sets[n]) for n in marked}
 
 
-@given(programs(UNWRITTEN, tables=WITH_ENTRIES))
+@given(programs(UNWRITTEN, tables=WITH_ENTRIES, spelt=EXACT))
 def test_5_what_was_written_as_one_region_is_one_where_the_order_allows_it(program):
     """If joining all that belongs together leaves the graph acyclic, exactly that is done."""
     gm = build(program)
@@ -257,7 +260,7 @@ def test_5_entries_join_only_if_marked_nodes_connect_them(program):
         assert len({wanted[n] for n in region.nodes}) == 1
 
 
-@given(programs(UNWRITTEN, tables=(entries(1, 1),)))
+@given(programs(UNWRITTEN, tables=(entries(1, 1),), spelt=EXACT))
 def test_5_one_entry_is_cut_into_no_more_regions_than_the_order_needs(program):
     """The fewest convex pieces that there can be, with unmarked nodes in their order."""
     gm = build(program)
@@ -269,7 +272,7 @@ def test_5_one_entry_is_cut_into_no_more_regions_than_the_order_needs(program):
     assert len(result.regions) == fewest_pieces(members, nodes, edges)
 
 
-@given(programs(FUNCTIONAL, tables=(raw_ids(1),)))
+@given(programs(FUNCTIONAL, tables=(raw_ids(1),), spelt=EXACT))
 def test_5_an_id_joins_what_lies_apart(program):
     gm = build(program)
     result = partitioned(gm, "scope")
@@ -291,28 +294,21 @@ def test_6_the_same_graph_is_always_partitioned_in_the_same_way(program, merge):
     assert [r.name for r in first.regions] == [r.name for r in second.regions]
 
 
+def with_other_numbers(mark: Any) -> Any:
+    if not isinstance(mark, dict):
+        return mark
+    changed = dict(mark)
+    if "entry" in mark:
+        changed["entry"] = 7919 - mark["entry"]
+    if "inductor_region" in mark:
+        changed["inductor_region"] = f"id {mark['inductor_region']}"
+    return changed
+
+
 @given(programs(), MERGES)
 def test_6_the_values_of_ids_and_entries_do_not_matter(program, merge):
     """Other numbers for the same ids and entries, which a new process may well give."""
-    renamed = Program(
-        program.steps,
-        tuple(
-            {
-                **mark,
-                **({"entry": 7919 - mark["entry"]} if "entry" in mark else {}),
-                **(
-                    {"inductor_region": f"id {mark['inductor_region']}"}
-                    if "inductor_region" in mark
-                    else {}
-                ),
-            }
-            if isinstance(mark, dict)
-            else mark
-            for mark in program.marks
-        ),
-        program.inputs,
-        program.every_value,
-    )
+    renamed = replace(program, marks=tuple(map(with_other_numbers, program.marks)))
     first, second = partitioned(build(program), merge), partitioned(build(renamed), merge)
     assume(first is not None)
     assert schedule_of(first) == schedule_of(second)

@@ -194,6 +194,10 @@ def place_of(node: Node) -> str | None:
     return (node.meta.get("custom") or {}).get(TRUTH)
 
 
+def value_of(node: Node) -> Any:
+    return node.meta["val"]
+
+
 # --- what bucketing passes do -----------------------------------------------------------------------
 
 
@@ -243,7 +247,7 @@ def bucketed(gm: GraphModule, rng: random.Random, *, meta: str = "none") -> Grap
 
         def call(target: Any, *args: Any, new: list[Node] = new) -> Node:
             node = gm.graph.call_function(target, args)
-            node.meta["val"] = target(*torch.fx.map_arg(args, lambda n: n.meta["val"]))
+            node.meta["val"] = target(*torch.fx.map_arg(args, value_of))
             new.append(node)
             return node
 

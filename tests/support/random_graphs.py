@@ -115,6 +115,7 @@ def programs(
     *,
     tables: tuple[tuple[Any, ...], ...] = MARK_TABLES,
     max_steps: int = 18,
+    spelt: tuple[bool, ...] = (False, True),
 ) -> st.SearchStrategy[Program]:
     def with_table(table: tuple[Any, ...]) -> st.SearchStrategy[Program]:
         # Marked steps are likelier than unmarked ones, near operands likelier than far ones.
@@ -127,7 +128,7 @@ def programs(
             st.just(table),
             st.integers(1, 3),
             st.booleans(),
-            st.booleans(),
+            st.sampled_from(spelt),
         )
 
     return st.sampled_from(tables).flatmap(with_table)
@@ -158,7 +159,8 @@ class _Builder:
                 node = self.graph.placeholder(f"x{i}")
                 node.meta[self.value_key] = torch.empty(4)
                 self.values.append(node)
-            for self.number, step in enumerate(self.program.steps):
+            for number, step in enumerate(self.program.steps):
+                self.number = number
                 self.mark = None if step.mark is None else (self.program.marks[step.mark],)
                 self._add(step)
         results = [n for n in self.values if self.program.every_value or not n.users]
@@ -415,7 +417,7 @@ def observe(function: Any, args: list[torch.Tensor]) -> Run:
     except RuntimeError as raised:
         if "assert " not in str(raised):
             raise
-        error = str(raised)
+        error = str(raised).splitlines()[0]
     storages: dict[int, int] = {}
     tensors = [*outputs, *args]
     return Run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,39 @@ def option_types() -> dict[str, Any]:
 def current_value(name: str) -> Any:
     """The value of an option as it is set now, outside any region."""
     return _config().__getattr__(name)
+
+
+def changed_from(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some options that differ from the values set now; all, while Inductor isn't loaded."""
+    if not inductor_is_imported():
+        return dict(options)
+    return {name: value for name, value in options.items() if not _is_set(name, value)}
+
+
+def _is_set(name: str, value: Any) -> bool:
+    try:
+        now = current_value(name)
+        return type(now) is type(value) and bool(now == value)
+    except Exception:  # noqa: BLE001 - an option's value may be anything, and compare as it likes
+        return False
+
+
+def set_by_the_user() -> dict[str, str]:
+    """Entries of Inductor's config that aren't at their default, as text by name.
+
+    Empty while Inductor isn't loaded: nobody can have changed them then.
+    """
+    if not inductor_is_imported():
+        return {}
+    config: Any = _config()
+    is_default = getattr(config, "_is_default", None)
+    if is_default is None:
+        return {}
+    return {
+        name: repr(value)
+        for name, value in config.get_config_copy().items()
+        if not is_default(name)
+    }
 
 
 def mode_table() -> dict[str, dict[str, Any]]:

@@ -55,10 +55,14 @@ def lost_regions() -> tuple[int, list[str], list[tuple[Any, str]]]:
     return new, [reason.strip().splitlines()[0] for reason in counters["graph_break"]], annotations
 
 
-def _watch_escapes() -> None:
+def watch_escapes() -> None:
     """Take down the annotations that Dynamo can't carry over a graph break, as it finds out."""
+    global _watching
     from torch._dynamo.variables.ctx_manager import FxTracebackAnnotateVariable
 
+    if _watching:
+        return
+    _watching = True
     reconstruct: Any = getattr(FxTracebackAnnotateVariable, "reconstruct_type", None)
     if reconstruct is None:
         return
@@ -83,12 +87,9 @@ def watch_compiles(callback: Callable[[], None]) -> None:
 
     `torch._dynamo.reset` forgets callbacks, so this is asked for again at each compile of ours.
     """
-    global _watching
     from torch._dynamo.callback import callback_handler
 
-    if not _watching:
-        _watch_escapes()
-        _watching = True
+    watch_escapes()
     end = _end_callbacks.setdefault(callback, lambda *_: callback())
     if end not in callback_handler.end_callbacks:
         callback_handler.register_end_callback(end)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.fx
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.fx.graph import CodeGen, _BoxedCodeGen
 
 
@@ -105,6 +106,18 @@ def bind_positional(
 def has_plain_codegen(graph: torch.fx.Graph) -> bool:
     """Whether nothing (pytree or other code generation of the caller's) would be lost by boxing."""
     return type(graph._codegen) in (CodeGen, _BoxedCodeGen, BoxedOrPositionalCodeGen)
+
+
+def lazy_graph_module(
+    attributes: dict[str, Any], graph: torch.fx.Graph, class_name: str
+) -> torch.fx.GraphModule:
+    """A GraphModule that generates its code when it is first needed.
+
+    Most outlined regions share another's compiled code and never run themselves; generating code
+    for each was most of the time that outlining took.
+    """
+    with _use_lazy_graph_module(True):
+        return _make_graph_module(attributes, graph, class_name)
 
 
 def set_boxed(graph: torch.fx.Graph) -> None:

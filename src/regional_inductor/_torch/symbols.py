@@ -83,3 +83,12 @@ def shape_env_of(values: Iterable[Any]) -> ShapeEnv | None:
 
 def symint_like(value: torch.Tensor, dimension: int) -> Any:
     return value.shape[dimension]
+
+
+def hint_of(value: Any) -> int | None:
+    """A size as a plain number: itself, or what a symbol stood for at capture; never a guard."""
+    if isinstance(value, torch.SymInt):
+        node = value.node
+        hint = node.hint if node.has_hint() else None
+        return int(hint) if isinstance(hint, int) else None
+    return int(value) if isinstance(value, int) else None

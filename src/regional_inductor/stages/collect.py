@@ -65,7 +65,7 @@ def collect(
     _check_ids(graphs)
     for finding in reader.findings.values():
         if finding.kind == "misspelt":
-            warnings.warn(RegionWarning(finding.message), stacklevel=2)
+            warnings.warn(RegionWarning(finding.text), stacklevel=2)
     return Collected(tuple(graphs), tuple(reader.findings.values()))
 
 
@@ -105,11 +105,9 @@ class _Reader:
         self._custom_seen.add(keys)
         for key, suggestion in near_miss_keys(custom):
             source = user_source(node)
-            message = (
-                f"the annotation key {key!r} looks misspelt and marks nothing"
-                f"\n  at: {source or 'unknown line'}\n  way out: write {suggestion!r}"
-            )
-            self.findings.setdefault(("misspelt", key), Finding("misspelt", message, source))
+            message = f"the annotation key {key!r} looks misspelt and marks nothing"
+            finding = Finding("misspelt", message, source, f"write {suggestion!r}")
+            self.findings.setdefault(("misspelt", key), finding)
 
     def note(self, kind: str, message: str, source: str = "") -> None:
         self.findings.setdefault((kind, message), Finding(kind, message, source))

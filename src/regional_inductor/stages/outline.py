@@ -13,7 +13,7 @@ import torch.fx
 from torch.fx.node import Node
 
 from .._torch import ops
-from .._torch.fx import copy_graph_module, empty_like
+from .._torch.fx import copy_graph_module, empty_like, lazy_graph_module
 from .._torch.symbols import SCALAR_TYPES, symbols_bound_by, symbols_of
 from ..errors import MissingValueError
 from ..regions import (
@@ -243,7 +243,7 @@ class _Outliner:
             inner[node] = copied
         graph.output(tuple(inner[node] for node in interface.outputs))
         graph.output_node().meta["val"] = tuple(self.values.get(n) for n in interface.outputs)
-        return torch.fx.GraphModule(attributes, graph, class_name=region.name)
+        return lazy_graph_module(attributes, graph, region.name)
 
     def _computes(self, node: Node) -> bool:
         return not ops.is_view(node) and not isinstance(self.values.get(node), SCALAR_TYPES)

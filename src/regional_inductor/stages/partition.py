@@ -43,20 +43,29 @@ def partition(collected: Collected, settings: Settings) -> Partitioned:
 def _partition_graph(graph: MarkedGraph, settings: Settings) -> PartitionedGraph:
     nodes = list(graph.module.graph.nodes)
     position = {node: i for i, node in enumerate(nodes)}
+    successors = order_constraints(graph, settings)
+    if settings.merge == "all":
+        wanted = _groups_by_mark(nodes, graph)
+    else:
+        wanted = _groups_by_scope(nodes, graph, position)
+    group, order = resolve(successors, wanted)
+    if _follow_producers(nodes, graph, position, group):
+        group, order = resolve(successors, group)
+    return _as_schedule(graph, nodes, group, order)
+
+
+def order_constraints(graph: MarkedGraph, settings: Settings) -> list[list[int]]:
+    """For each node's position the positions that must come after it, by data or hidden order."""
+    nodes = list(graph.module.graph.nodes)
+    position = {node: i for i, node in enumerate(nodes)}
     found = [ops.traits(node, graph.module) for node in nodes]
     successors: list[list[int]] = [[position[user] for user in node.users] for node in nodes]
     for earlier, later in ops.ordering_edges(nodes, graph.module, found):
         successors[earlier].append(later)
     _pin_ends(nodes, successors)
-    if settings.merge == "all":
-        wanted = _groups_by_mark(nodes, graph)
-    else:
-        wanted = _groups_by_scope(nodes, graph, position)
+    if settings.merge == "scope":
         _keep_unmarked_in_order(nodes, graph, successors)
-    group, order = resolve(successors, wanted)
-    if _follow_producers(nodes, graph, position, group):
-        group, order = resolve(successors, group)
-    return _as_schedule(graph, nodes, group, order)
+    return successors
 
 
 def _pin_ends(nodes: list[Node], successors: list[list[int]]) -> None:

@@ -1,0 +1,181 @@
+"""Calling a compiled region costs little more than Inductor's own call.
+
+Microseconds a region: a function of 64 regions of three pointwise operators on ten elements, with one
+unmarked operator between two of them. From each way's time for the whole function the time of the same
+function without the marked operators is taken off, in the same way of running it, and the rest is divided
+by the number of regions. Medians over alternating batches; the tenth percentile beside them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.traceback import annotate
+
+from benchmarks import _peers
+from benchmarks._measure import ratio, say
+from benchmarks._outcome import Outcome, Row, Target
+
+REGIONS, QUICK_REGIONS = 64, 16
+BATCHES, CALLS = 200, 5
+WAYS = {
+    "eager": "eager",
+    "pytorch": "PyTorch's pass",
+    "drop-in": "our drop-in pass",
+    "backend": "our backend",
+    "call": "Inductor's call alone",
+}
+MARK = "compile_with_inductor"
+
+
+def region(x: Tensor) -> Tensor:
+    return (x.sin() + 0.5).tanh()
+
+
+def main(quick: bool) -> Outcome:
+    regions = QUICK_REGIONS if quick else REGIONS
+    x = torch.randn(10)
+    say(f"call: compiling {regions} regions in each way")
+    with torch.no_grad():
+        functions = _functions(regions, x)
+        expected = functions["eager"](x)
+        for name, function in functions.items():
+            if not name.endswith("between"):
+                torch.testing.assert_close(function(x), expected, msg=lambda m, n=name: f"{n}: {m}")
+        times = _times(functions, x, BATCHES // (4 if quick else 1))
+    rows = [_row(way, times, regions) for way in WAYS]
+    return Outcome(
+        {f"microseconds a region, {regions} regions": rows},
+        _targets(rows),
+        [
+            "Inductor's call alone: `call([x])` of the generated module in straight-line Python, with "
+            "neither guards nor a graph around it; the other ways pay for Dynamo's guards once a function."
+        ],
+    )
+
+
+def _functions(regions: int, x: Tensor) -> dict[str, Callable[[Tensor], Any]]:
+    """Each way's whole function, and for each way of running the operators between, those alone."""
+
+    def whole(x: Tensor) -> Tensor:
+        for _ in range(regions):
+            with annotate({MARK: "region"}):
+                x = (x.sin() + 0.5).tanh()
+            x = torch.neg(x)
+        return x
+
+    def plain(x: Tensor) -> Tensor:
+        # The annotation costs Python time where nothing traces it away.
+        for _ in range(regions):
+            x = torch.neg((x.sin() + 0.5).tanh())
+        return x
+
+    def between(x: Tensor) -> Tensor:
+        for _ in range(regions):
+            x = torch.neg(x)
+        return x
+
+    pytorch = _peers.backend_of(_peers.pass_of("pytorch"))
+    drop_in = _peers.backend_of(_peers.pass_of("ours"))
+    functions: dict[str, Callable[[Tensor], Any]] = {
+        "eager": plain,
+        "eager between": between,
+        "pytorch": torch.compile(whole, backend=pytorch, fullgraph=True),
+        "drop-in": torch.compile(whole, backend=drop_in, fullgraph=True),
+        "backend": torch.compile(whole, backend="regional_inductor", fullgraph=True),
+        # A graph of eager operators as the stitching graph has them, under the same guards.
+        "graph between": torch.compile(between, backend="aot_eager", fullgraph=True),
+        "call": _straight_line(regions, _peers.bare_calls(region, x)),
+        "call between": _straight_line(regions, None),
+    }
+    for name, function in functions.items():
+        say(f"call: {name}")
+        function(x)
+    return functions
+
+
+def _straight_line(regions: int, call: Callable[[list[Any]], Any] | None) -> Callable[..., Any]:
+    """The function as generated code would have it: one line for each call."""
+    lines = ["def run(x):"]
+    for _ in range(regions):
+        if call is not None:
+            lines += ["    out = call([x]); x = None", "    x = out[0]; out = None"]
+        lines.append("    x = neg(x)")
+    lines.append("    return x")
+    namespace: dict[str, Any] = {"call": call, "neg": torch.ops.aten.neg.default}
+    exec("\n".join(lines), namespace)
+    run: Callable[..., Any] = namespace["run"]
+    return run
+
+
+def _times(
+    functions: dict[str, Callable[[Tensor], Any]], x: Tensor, batches: int
+) -> dict[str, list[float]]:
+    """Microseconds a call of each function, batch by batch in turn."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(batches):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                function(x)
+            times[name].append((time.perf_counter() - start) / CALLS * 1e6)
+    return times
+
+
+def _row(way: str, times: dict[str, list[float]], regions: int) -> Row:
+    between = {"eager": "eager between", "call": "call between"}.get(way, "graph between")
+
+    def net(pick: Callable[[list[float]], float]) -> float:
+        return (pick(times[way]) - pick(times[between])) / regions
+
+    return {
+        "way": WAYS[way],
+        "a region, us": net(statistics.median),
+        "tenth percentile": net(_tenth_percentile),
+        "whole function": statistics.median(times[way]),
+        "without the regions": statistics.median(times[between]),
+    }
+
+
+def _tenth_percentile(values: list[float]) -> float:
+    return sorted(values)[len(values) // 10]
+
+
+def _targets(rows: list[Row]) -> list[Target]:
+    net = {row["way"]: float(row["a region, us"]) for row in rows}  # type: ignore[arg-type]
+    return [
+        Target(
+            "our backend against Inductor's call alone",
+            ratio(net[WAYS["backend"]], net[WAYS["call"]]),
+            1.2,
+            "lower",
+            "x",
+        ),
+        Target(
+            "our drop-in pass against PyTorch's",
+            ratio(net[WAYS["drop-in"]], net[WAYS["pytorch"]]),
+            0.25,
+            "lower",
+            "x",
+        ),
+        Target(
+            "our backend against PyTorch's pass",
+            ratio(net[WAYS["pytorch"]], net[WAYS["backend"]]),
+            5.5,
+            "higher",
+            "x",
+        ),
+    ]
+
+
+def plot(tables: dict[str, list[Row]], figure: Any) -> None:
+    rows = next(iter(tables.values()))
+    axes = figure.subplots()
+    axes.barh([str(row["way"]) for row in rows], [row["a region, us"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("microseconds a region, net")

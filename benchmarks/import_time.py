@@ -1,0 +1,82 @@
+"""Importing the package adds next to nothing to importing torch.
+
+Milliseconds of `import regional_inductor` after `import torch`, each in a fresh process; beside it what
+the modules behind `torch.compile` and PyTorch's pass take there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from typing import Any
+
+from benchmarks._measure import alternate, in_fresh_process, median, say
+from benchmarks._outcome import Outcome, Row, Target
+
+MODULES = {
+    "regional_inductor": "regional_inductor",
+    "regional_inductor.backend": "with its compiler, regional_inductor.backend",
+    "torch.fx.passes.regional_inductor": "PyTorch's pass, torch.fx.passes.regional_inductor",
+    "torch._dynamo": "torch._dynamo",
+    "torch._inductor.compile_fx": "torch._inductor.compile_fx",
+}
+QUICK = ("regional_inductor", "torch.fx.passes.regional_inductor")
+
+
+def main(quick: bool) -> Outcome:
+    modules = [m for m in MODULES if not quick or m in QUICK]
+    added: dict[str, dict[str, Any]] = {}
+
+    def measured(module: str) -> float:
+        say(f"import_time: {module}")
+        added[module] = in_fresh_process("import_time:measure", module=module)
+        return float(added[module]["ms"])
+
+    # The first import of a module compiles its bytecode; it is not counted.
+    for module in modules:
+        measured(module)
+    found = alternate(
+        {m: (lambda m=m: measured(m)) for m in modules}, 3 if quick else 5
+    )
+    rows: list[Row] = [
+        {
+            "import": MODULES[m],
+            "ms": median(found[m]),
+            "modules": added[m]["modules"],
+            "Inductor": added[m]["inductor"],
+            "Dynamo": added[m]["dynamo"],
+        }
+        for m in modules
+    ]
+    ours = added["regional_inductor"]
+    return Outcome(
+        {"after `import torch`": rows},
+        [
+            Target("import regional_inductor", median(found["regional_inductor"]), 30, "lower", "ms"),
+            Target(
+                "modules of Inductor and Dynamo it imports",
+                float(ours["inductor"] + ours["dynamo"]),
+                0,
+                "lower",
+            ),
+        ],
+    )
+
+
+def measure(module: str) -> dict[str, Any]:
+    """In a process that has imported torch and nothing of this."""
+    import torch  # noqa: F401 - what the import comes on top of
+
+    before = set(sys.modules)
+    assert module not in before
+    start = time.perf_counter()
+    importlib.import_module(module)
+    seconds = time.perf_counter() - start
+    added = set(sys.modules) - before
+    return {
+        "ms": seconds * 1e3,
+        "modules": len(added),
+        "inductor": sum(name.startswith("torch._inductor") for name in added),
+        "dynamo": sum(name.startswith("torch._dynamo") for name in added),
+    }

@@ -1,0 +1,119 @@
+"""What a region moves and computes, from the metadata of its values: nothing is run."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+from torch.fx.node import Node
+from torch.utils._pytree import tree_map
+
+from ._torch import ops
+from ._torch.symbols import hint_of, leaves
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes and floating-point operations of one call of a region.
+
+    Attributes:
+        bytes_read: Bytes of its inputs: what one kernel for the whole region would read.
+        bytes_written: Bytes of its outputs.
+        bytes_eager: Bytes that its operators read and write when each runs as a kernel of its own,
+            as in eager mode. What fusing can save is the difference.
+        flops: Floating-point operations of its matrix multiplications, convolutions and attention,
+            as `torch.utils.flop_counter` counts them; pointwise operators count zero.
+    """
+
+    bytes_read: int
+    bytes_written: int
+    bytes_eager: int
+    flops: int
+
+
+def costs_of(module: torch.fx.GraphModule) -> Costs | None:
+    """The costs of an outlined region; symbolic sizes count as what they were at capture.
+
+    Returns:
+        None where a size is known only at run time.
+    """
+    try:
+        inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+        return Costs(
+            bytes_read=sum(_bytes_of(node) for node in inputs),
+            bytes_written=sum(map(_bytes_of, module.graph.output_node().all_input_nodes)),
+            bytes_eager=sum(_moved(node) for node in module.graph.nodes if _computes(node)),
+            flops=sum(_flops_of(node) for node in module.graph.nodes if _computes(node)),
+        )
+    except _UnknownSize:
+        return None
+
+
+class _UnknownSize(Exception):
+    pass
+
+
+def _computes(node: Node) -> bool:
+    return (
+        node.op.startswith("call") and not ops.is_view(node) and node.target is not operator.getitem
+    )
+
+
+def _moved(node: Node) -> int:
+    return _bytes_of(node) + sum(map(_bytes_of, node.all_input_nodes))
+
+
+def _bytes_of(node: Node) -> int:
+    value = node.meta.get("val")
+    return sum(_tensor_bytes(leaf) for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def _tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor's elements take; an expanded dimension is there once."""
+    sizes: Iterable[Any] = tensor.shape
+    if tensor.layout is torch.strided:
+        strides = [hint_of(stride) for stride in tensor.stride()]
+        sizes = (s for s, stride in zip(tensor.shape, strides, strict=True) if stride != 0)
+    return math.prod(map(_size, sizes)) * tensor.element_size()
+
+
+def _size(size: Any) -> int:
+    hint = hint_of(size)
+    if hint is None:
+        raise _UnknownSize
+    return hint
+
+
+def _flops_of(node: Node) -> int:
+    from torch.utils.flop_counter import flop_registry
+
+    target = getattr(node.target, "overloadpacket", node.target)
+    formula = flop_registry.get(target) if _is_hashable(target) else None
+    if formula is None:
+        return 0
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Node):
+            return tree_map(plain, value.meta.get("val"))
+        if isinstance(value, torch.Tensor):
+            return torch.empty([_size(s) for s in value.shape], dtype=value.dtype, device="meta")
+        if isinstance(value, torch.SymInt):
+            return _size(value)
+        return value
+
+    args, kwargs = torch.fx.node.map_aggregate((node.args, dict(node.kwargs)), plain)
+    try:
+        return int(formula(*args, **kwargs, out_val=tree_map(plain, node.meta.get("val"))))
+    except _UnknownSize:
+        raise
+    except Exception:  # noqa: BLE001 - a formula for other arguments than these: nothing is known
+        return 0
+
+
+def _is_hashable(value: Any) -> bool:
+    return getattr(type(value), "__hash__", None) is not None

@@ -1,0 +1,183 @@
+"""A report as text for people: a section for each captured graph, then the findings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .regions import Finding
+from .report import GraphReport, RegionReport, Report
+
+WIDTH = 100
+
+_STATUS = {"planned": "to compile", "memory": "from memory", "disk": "from disk"}
+
+
+def render(report: Report) -> str:
+    """The report as plain text of at most 100 columns."""
+    from rich.console import Console
+
+    console = Console(width=WIDTH, color_system=None, no_color=True, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable(report))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
+
+
+def renderable(report: Report) -> Any:
+    """The report for rich: headline, a table of regions for each captured graph, findings."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = [Text(_headline(report))]
+    places = iter(report.regions)
+    captures: dict[int, list[tuple[GraphReport, list[RegionReport]]]] = {}
+    for graph in report.graphs:
+        regions = [next(places) for _ in graph.regions]
+        captures.setdefault(graph.capture, []).append((graph, regions))
+    for number, graphs in captures.items():
+        parts.append(Text())
+        parts += [Text(line) for line in _graph_lines(number, [graph for graph, _ in graphs])]
+        regions = [region for _, of_graph in graphs for region in of_graph]
+        if regions:
+            parts.append(_table(regions))
+    if report.findings:
+        parts += [Text(), Text("findings"), _finding_table(report.findings)]
+    return Group(*parts)
+
+
+def _headline(report: Report) -> str:
+    regions = report.regions
+    eager = sum(region.status == "eager" for region in regions)
+    parts = [f"{len(regions)} regions", f"{report.distinct} distinct"]
+    parts.append(
+        "nothing compiled: a dry run" if report.dry_run else f"{report.compiles} compiled now"
+    )
+    if eager:
+        parts.append(f"{eager} left eager")
+    return ", ".join(parts)
+
+
+def _graph_lines(number: int, graphs: Sequence[GraphReport]) -> Iterator[str]:
+    for graph in graphs:
+        name = f"graph {number} {graph.direction}".rstrip()
+        if graph.path:
+            name += f", body {graph.path}"
+        yield (
+            f"{name}: {graph.nodes} nodes, {graph.marked} marked, {len(graph.regions)} regions, "
+            f"{graph.eager} nodes run eagerly"
+        )
+
+
+_Column = tuple[str, bool, Callable[[list[RegionReport]], str]]
+
+_COLUMNS: tuple[_Column, ...] = (
+    ("region", False, lambda places: places[0].name),
+    ("pass", False, lambda places: places[0].direction),
+    ("where", False, lambda places: _where(places)),
+    ("nodes", True, lambda places: str(places[0].nodes)),
+    ("places", True, lambda places: str(len(places))),
+    ("moves", True, lambda places: _moves(places[0])),
+    ("flops", True, lambda places: _amount(places[0].flops or 0) if places[0].flops else ""),
+    ("options", False, lambda places: _options(places[0])),
+    ("status", False, lambda places: _status(places)),
+    ("s", True, lambda places: _seconds(places)),
+)
+_ALWAYS = ("region", "pass", "where", "nodes", "places", "status")
+
+
+def _table(regions: Sequence[RegionReport]) -> Any:
+    """One row for each distinct region and direction; a column that says nothing is left out."""
+    from rich import box
+    from rich.table import Table
+
+    rows: dict[Any, list[RegionReport]] = {}
+    for region in regions:
+        what = region.key or (region.name, region.source, region.reason)
+        rows.setdefault((what, region.direction), []).append(region)
+    columns = [
+        (title, right, [cell(places) for places in rows.values()])
+        for title, right, cell in _COLUMNS
+    ]
+    columns = [column for column in columns if column[0] in _ALWAYS or any(column[2])]
+    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for title, right, _ in columns:
+        result.add_column(title, justify="right" if right else "left", overflow="fold")
+    for cells in zip(*(cells for _, _, cells in columns), strict=True):
+        result.add_row(*(_text(cell) for cell in cells))
+    return result
+
+
+def _text(cell: str) -> Any:
+    from rich.text import Text
+
+    return Text(cell, overflow="fold")
+
+
+def _finding_table(findings: Sequence[Finding]) -> Any:
+    from rich.table import Table
+
+    result = Table.grid(padding=(0, 2, 0, 0))
+    result.add_column(overflow="fold")
+    result.add_column(overflow="fold")
+    for finding in findings:
+        lines = [f"{finding.region}: {finding.message}" if finding.region else finding.message]
+        if finding.source:
+            lines.append(f"at {_short_source(finding.source)}")
+        if finding.remedy:
+            lines.append(f"way out: {finding.remedy}")
+        result.add_row(_text(finding.kind), _text("\n".join(lines)))
+    return result
+
+
+def _short_source(source: str) -> str:
+    """A path below the current folder as it is seen from there."""
+    here = os.getcwd() + os.sep
+    return source.replace(here, "")
+
+
+def _where(places: list[RegionReport]) -> str:
+    """Module paths with layer numbers that differ as `*`, or the source line."""
+    paths = list(dict.fromkeys(place.module_path for place in places if place.module_path))
+    if not paths:
+        return places[0].source.rpartition("/")[2]
+    shapes: dict[tuple[str, ...], list[list[str]]] = {}
+    for parts in (path.split(".") for path in paths):
+        shape = tuple("*" if part.isdigit() else part for part in parts)
+        shapes.setdefault(shape, []).append(parts)
+    return ", ".join(
+        ".".join(p[0] if len(set(p)) == 1 else "*" for p in zip(*alike, strict=True))
+        for alike in shapes.values()
+    )
+
+
+def _moves(region: RegionReport) -> str:
+    """Bytes moved in eager mode and by one fused kernel."""
+    if region.bytes_eager is None or region.bytes_read is None or region.bytes_written is None:
+        return ""
+    return f"{_amount(region.bytes_eager)}>{_amount(region.bytes_read + region.bytes_written)}B"
+
+
+def _amount(number: float) -> str:
+    """Three digits and a unit: 512, 1.5k, 12M."""
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 999.5 or unit == "T":
+            return f"{number:.3g}{unit}" if number < 999.5 else f"{number:.0f}{unit}"
+        number /= 1000
+    raise AssertionError
+
+
+def _options(region: RegionReport) -> str:
+    return ", ".join(f"{key}={value}" for key, value in region.options.items())
+
+
+def _status(places: list[RegionReport]) -> str:
+    first = places[0]
+    if first.status == "eager":
+        return f"eager: {first.reason}"
+    return _STATUS.get(first.status, first.status)
+
+
+def _seconds(places: list[RegionReport]) -> str:
+    seconds = sum(region.seconds for region in places)
+    return f"{seconds:.2f}" if seconds else ""

@@ -1,0 +1,192 @@
+"""What changed between two compiles, and so why something was compiled again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .report import RegionReport, Report
+
+
+@dataclass(frozen=True)
+class Regrouped:
+    """One place of the model whose regions became more (split) or fewer (joined)."""
+
+    name: str
+    direction: str
+    source: str
+    module_path: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Rekeyed:
+    """A region that is there in both reports and would be compiled anew.
+
+    Attributes:
+        before: The region in the first report.
+        after: The region in the second.
+        parts: The parts of the key that differ, by the names that `RegionReport.key_parts` uses;
+            empty where one of the reports doesn't have them.
+        details: What differs, in words, as far as the reports show it.
+    """
+
+    before: RegionReport
+    after: RegionReport
+    parts: tuple[str, ...]
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReportDiff:
+    """What changed from one report to another; false when nothing did."""
+
+    gained: tuple[RegionReport, ...] = ()
+    lost: tuple[RegionReport, ...] = ()
+    split: tuple[Regrouped, ...] = ()
+    joined: tuple[Regrouped, ...] = ()
+    rekeyed: tuple[Rekeyed, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any((self.gained, self.lost, self.split, self.joined, self.rekeyed))
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self)) or "nothing changed"
+
+
+def diff(before: Report, after: Report) -> ReportDiff:
+    """Compare two reports, region by region.
+
+    Regions correspond if they agree in capture, name, direction, module path and source line; of
+    what is left over, if they agree in all but the line, or in all but the module path: code moves,
+    and modules are renamed.
+    """
+    left, right = _regions(before), _regions(after)
+    environment = _changes(before.environment, after.environment)
+    split: list[Regrouped] = []
+    joined: list[Regrouped] = []
+    rekeyed: list[Rekeyed] = []
+    gained: list[RegionReport] = []
+    lost: list[RegionReport] = []
+    for place in _PLACES:
+        pairs = _matched(left, right, place)
+        taken = {id(one) for old, new in pairs for one in (*old, *new)}
+        left = [one for one in left if id(one) not in taken]
+        right = [one for one in right if id(one) not in taken]
+        for old, new in ([[r for _, r in side] for side in pair] for pair in pairs):
+            nodes = sum(r.nodes for r in new) - sum(r.nodes for r in old)
+            if len(new) > len(old) and nodes <= 0:
+                split.append(_regrouped(old, new))
+            elif len(new) < len(old) and nodes >= 0:
+                joined.append(_regrouped(old, new))
+            else:
+                lost += old[len(new) :]
+                gained += new[len(old) :]
+                rekeyed += [
+                    _rekeyed(a, b, environment)
+                    for a, b in zip(old, new, strict=False)
+                    if a.key != b.key
+                ]
+    return ReportDiff(
+        gained=(*gained, *(region for _, region in right)),
+        lost=(*lost, *(region for _, region in left)),
+        split=tuple(split),
+        joined=tuple(joined),
+        rekeyed=tuple(rekeyed),
+    )
+
+
+_Located = tuple[int, RegionReport]
+
+_PLACES: tuple[Callable[[_Located], Hashable], ...] = (
+    lambda at: (at[0], at[1].name, at[1].direction, at[1].module_path, at[1].source),
+    lambda at: (at[0], at[1].name, at[1].direction, at[1].module_path),
+    lambda at: (at[0], at[1].name, at[1].direction, at[1].source),
+)
+
+
+def _regions(report: Report) -> list[_Located]:
+    return [(graph.capture, region) for graph in report.graphs for region in graph.regions]
+
+
+def _matched(
+    left: Sequence[_Located], right: Sequence[_Located], place: Callable[[_Located], Hashable]
+) -> list[tuple[list[_Located], list[_Located]]]:
+    """Regions of both sides by place, where both sides have some."""
+    found: dict[Hashable, tuple[list[_Located], list[_Located]]] = {}
+    for side, regions in enumerate((left, right)):
+        for region in regions:
+            found.setdefault(place(region), ([], []))[side].append(region)
+    return [(old, new) for old, new in found.values() if old and new]
+
+
+def _regrouped(old: Sequence[RegionReport], new: Sequence[RegionReport]) -> Regrouped:
+    first = old[0]
+    return Regrouped(
+        first.name, first.direction, first.source, first.module_path, len(old), len(new)
+    )
+
+
+def _rekeyed(a: RegionReport, b: RegionReport, environment: Sequence[str]) -> Rekeyed:
+    names = [*a.key_parts, *(name for name in b.key_parts if name not in a.key_parts)]
+    parts: tuple[str, ...] = ()
+    if a.key_parts and b.key_parts:
+        parts = tuple(n for n in names if a.key_parts.get(n) != b.key_parts.get(n))
+    details = [*_changed_values("input", a.inputs, b.inputs), *_changes(a.options, b.options)]
+    if a.ops != b.ops:
+        more, fewer = Counter(b.ops) - Counter(a.ops), Counter(a.ops) - Counter(b.ops)
+        changes = [f"+{op}" for op in more.elements()] + [f"-{op}" for op in fewer.elements()]
+        details.append("operators: " + (" ".join(changes) or "in another order"))
+    elif "inputs" not in parts:
+        details += _changed_values("output", a.outputs, b.outputs)
+    if "environment" in parts or not parts:
+        details += environment
+    if a.status != b.status and "eager" in (a.status, b.status):
+        eager = a if a.status == "eager" else b
+        details.append(f"{a.status} -> {b.status}: {eager.reason}")
+    return Rekeyed(a, b, parts, tuple(details))
+
+
+def _changed_values(what: str, old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
+    if len(old) != len(new):
+        yield f"{len(old)} {what}s -> {len(new)}"
+        return
+    for index, (a, b) in enumerate(zip(old, new, strict=True)):
+        if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
+            device = f" on {a.device} -> {b.device}" if a.device != b.device else ""
+            yield f"{what} {index}: {a} -> {b}{device}"
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    names = [*old, *(name for name in new if name not in old)]
+    return [
+        f"{name}: {_shown(old, name)} -> {_shown(new, name)}"
+        for name in names
+        if old.get(name) != new.get(name) or (name in old) != (name in new)
+    ]
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return str(values[name]) if name in values else "not set"
+
+
+def _lines(changes: ReportDiff) -> Iterator[str]:
+    for region in changes.lost:
+        yield f"lost: {_place(region)}"
+    for region in changes.gained:
+        yield f"gained: {_place(region)}"
+    for kind, groups in (("split", changes.split), ("joined", changes.joined)):
+        for group in groups:
+            yield f"{kind}: {_place(group)}, {group.before} -> {group.after} regions"
+    for rekeyed in changes.rekeyed:
+        parts = ", ".join(rekeyed.parts) or "parts not recorded"
+        yield f"re-keyed: {_place(rekeyed.after)}, by {parts}"
+        yield from (f"    {detail}" for detail in rekeyed.details)
+
+
+def _place(region: RegionReport | Regrouped) -> str:
+    where = region.module_path or region.source
+    return f"{region.name} {region.direction}" + (f" at {where}" if where else "")

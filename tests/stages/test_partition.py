@@ -1,0 +1,165 @@
+"""partition: which nodes form which region, and where each stands."""
+
+from __future__ import annotations
+
+import torch
+from expecttest import assert_expected_inline
+from support.graphs import capture, marked, with_id, with_options
+from support.stages import after, schedule_text
+
+import regional_inductor as ri
+
+
+@ri.region("rope")
+def rope(q, k):
+    return q.sin() * 2, k.cos() * 2
+
+
+def layer(q, k):
+    q, k = rope(q, k)
+    return q @ k, k @ q
+
+
+def layers(q, k):
+    return layer(*layer(q, k))
+
+
+def test_one_call_is_one_region_connected_or_not_and_two_calls_are_two():
+    gm = capture(layers, torch.ones(2, 2), torch.ones(2, 2))
+    assert_expected_inline(
+        schedule_text(after("partition", gm, merge="scope")),
+        """\
+graph (outermost):
+  q_1
+  k_1
+  [rope: sin mul cos mul_1]
+  mm
+  mm_1
+  [rope_1: sin_1 mul_2 cos_1 mul_3]
+  mm_2
+  mm_3
+  output""",
+    )
+
+
+def test_merge_all_joins_what_is_marked_alike():
+    def fn(x, y):
+        with marked():
+            a = x.sin()
+        b = y.exp()
+        with marked():
+            return a, b, y.cos()
+
+    gm = capture(fn, torch.ones(4), torch.ones(4))
+    assert_expected_inline(
+        schedule_text(after("partition", gm, merge="scope")),
+        """\
+graph (outermost):
+  x_1
+  y_1
+  [region: sin]
+  exp
+  [region_1: cos]
+  output""",
+    )
+    assert_expected_inline(
+        schedule_text(after("partition", gm, merge="all")),
+        """\
+graph (outermost):
+  x_1
+  y_1
+  exp
+  [region: sin cos]
+  output""",
+    )
+
+
+def test_neighbours_with_other_options_stay_apart():
+    def fn(x):
+        with with_options(max_autotune=True):
+            x = x.sin()
+        with with_options(max_autotune=False):
+            x = x.cos()
+        return x
+
+    gm = capture(fn, torch.ones(4))
+    assert_expected_inline(
+        schedule_text(after("partition", gm, merge="all")),
+        """\
+graph (outermost):
+  x_1
+  [region: sin]
+  [region_1: cos]
+  output""",
+    )
+
+
+def test_two_ids_that_would_form_a_cycle_are_split():
+    def fn(x, y):
+        with with_id("a"):
+            a1 = x.sin()
+        with with_id("b"):
+            b1, b2 = a1.tan(), y.exp()
+        with with_id("a"):
+            a2 = b2.cos()
+        return b1, a2
+
+    gm = capture(fn, torch.ones(4), torch.ones(4))
+    assert_expected_inline(
+        schedule_text(after("partition", gm, merge="all")),
+        """\
+graph (outermost):
+  x_1
+  y_1
+  [region: sin]
+  [region_1: tan exp]
+  [region_2: cos]
+  output""",
+    )
+
+
+def test_a_write_between_two_reads_splits_an_id():
+    def fn(x):
+        with with_id("reads"):
+            a = x.sin()
+        x.mul_(2)
+        with with_id("reads"):
+            return a, x.cos()
+
+    gm = capture(fn, torch.ones(4))
+    assert_expected_inline(
+        schedule_text(after("partition", gm, merge="all")),
+        """\
+graph (outermost):
+  x_1
+  [region: sin]
+  mul_
+  [region_1: cos]
+  output""",
+    )
+
+
+def test_names_say_what_the_user_called_it():
+    def fn(x):
+        with ri.region("my norm"):
+            x = x.sin()
+        x = x.exp()
+        with ri.region("my norm"):
+            x = x.cos()
+        x = x.exp()
+        with ri.region("2nd"):
+            return x.tan()
+
+    gm = capture(fn, torch.ones(4))
+    assert_expected_inline(
+        schedule_text(after("partition", gm, merge="scope")),
+        """\
+graph (outermost):
+  x_1
+  [my_norm: sin]
+  exp
+  [my_norm_1: cos]
+  exp_1
+  [region_2nd: tan]
+  output""",
+    )
