@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 
 import pytest
@@ -57,3 +58,16 @@ def test_nothing_arrives_after_the_block():
             time.sleep(0.001)
     for _ in range(100):
         time.sleep(0.0001)
+
+
+def test_a_profiler_goes_on_after_a_limit_was_reached():
+    """CPython 3.11 hangs under a profile function if an exception on its way is taken back."""
+    with contextlib.suppress(TimeLimitError):
+        spin(0.01)
+    calls = []
+    sys.setprofile(lambda frame, event, argument: calls.append(event))
+    try:
+        sorted([3, 1, 2], key=lambda value: -value)
+    finally:
+        sys.setprofile(None)
+    assert calls

@@ -1,17 +1,18 @@
-"""The command line: `regional-inductor demo`."""
+"""The command line: `regional-inductor demo | explain | doctor`."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import demo
+from . import demo, doctor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 1 results differ or a run failed, 2 wrong usage."""
+    """Runs one command; returns the exit code: 0 done, 1 it failed or says no, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
     code: int = arguments.run(arguments)
     return code
@@ -24,6 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_explain(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -61,6 +64,106 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _run_demo(arguments: argparse.Namespace) -> int:
     settings = demo.Settings(steps=arguments.steps, layers=arguments.layers, seed=arguments.seed)
     return demo.run(settings, arguments.json)
+
+
+def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "explain",
+        help="say what would be compiled, what not, and why; compiles nothing",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Runs a model once, captures its graphs on the way, and prints the regions that compiling\n"
+            "would make of its marks. Nothing is compiled, and no compiler is needed."
+        ),
+        epilog=(
+            "FACTORY is called without arguments and returns (model, args) or (model, args, kwargs).\n"
+            "\n"
+            "exit codes: 0 explained, whatever was found; 1 the factory or the model raised an error;\n"
+            "            2 wrong usage: no such script, module or factory, or a pattern without a match\n"
+            "\n"
+            "examples:\n"
+            "  regional-inductor explain regional_inductor.demo_worker:example\n"
+            "  regional-inductor explain model.py:build --mark 'layers.*.mlp' --mark '**.*norm'\n"
+            "  regional-inductor explain package.models:tiny --merge all --json report.json"
+        ),
+    )
+    parser.add_argument(
+        "target", metavar="SCRIPT_OR_MODULE:FACTORY", help="what gives the model and its arguments"
+    )
+    parser.add_argument(
+        "--mark",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="mark modules by name before, as regional_inductor.mark does; may be repeated",
+    )
+    parser.add_argument(
+        "--merge", choices=("scope", "all"), help="which marked nodes may share a region"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="also write the report to FILE; see docs/report-schema.md",
+    )
+    parser.set_defaults(run=_run_explain)
+
+
+def _run_explain(arguments: argparse.Namespace) -> int:
+    from .errors import MarkError
+    from .explaining import explain
+    from .factory import FactoryError, load
+    from .mark import mark
+
+    try:
+        example = load(arguments.target)
+        for pattern in arguments.mark:
+            mark(example.model, pattern)
+    except (FactoryError, MarkError) as error:
+        return _complain(str(error), 2)
+    except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
+        return _complain(f"{arguments.target} raised {type(error).__name__}: {error}", 1)
+    call = functools.partial(explain, example.model, *example.args, **example.kwargs)
+    try:
+        report = call(merge=arguments.merge) if arguments.merge else call()
+    except Exception as error:  # noqa: BLE001 - so may the model
+        return _complain(f"the model raised {type(error).__name__}: {error}", 1)
+    print(report)
+    if arguments.json is not None:
+        arguments.json.write_text(report.to_json(indent=2) + "\n")
+    return 0
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"regional-inductor: {text}", file=sys.stderr)
+    return code
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="check versions, compiler, GPU and caches",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Looks at what compiling regions needs on this machine: versions, the C++ compiler and\n"
+            "Python's headers, the GPU and Triton, the cache folder, and combinations that are known\n"
+            "not to work. Each gets a verdict (ok, note, bad) and, unless it is ok, a way out."
+        ),
+        epilog=(
+            "exit codes: 0 regions can be compiled here, notes or not; 1 something is bad; 2 wrong usage\n"
+            "\n"
+            "examples:\n"
+            "  regional-inductor doctor\n"
+            "  regional-inductor doctor && python train.py"
+        ),
+    )
+    parser.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(arguments: argparse.Namespace) -> int:
+    checks = doctor.examine()
+    print(doctor.text(checks))
+    return doctor.exit_code(checks)
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:

@@ -100,6 +100,14 @@ def build_model(settings: Settings) -> nn.Module:
     return model.train()
 
 
+def example() -> tuple[nn.Module, tuple[Tensor]]:
+    """The demo's model with its marks and one batch, for `regional-inductor explain`."""
+    settings = Settings()
+    model = build_model(settings)
+    mark(model)
+    return model, (torch.randint(256, (settings.batch, settings.sequence)),)
+
+
 def mark(model: nn.Module) -> None:
     """All that is marked, and all that the demo does to the model: its code stays as it is."""
     ri.mark(model, "**.*norm", name="norm")

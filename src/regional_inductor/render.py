@@ -168,7 +168,7 @@ def _amount(number: float) -> str:
 
 
 def _options(region: RegionReport) -> str:
-    return ", ".join(f"{key}={value}" for key, value in region.options.items())
+    return ", ".join(f"{key}={value}" for key, value in region.changed_options.items())
 
 
 def _status(places: list[RegionReport]) -> str:

@@ -53,8 +53,7 @@ class RegionReport:
         module_path: Qualified name of the innermost module that holds all its nodes, or ``""``.
         nodes: How many graph nodes it has.
         ops: Their operators, in order.
-        options: Inductor's options for it, its own and the backend's defaults, as far as they
-            differ from what Inductor would do anyway.
+        options: Inductor's options for it: its own, and the backend's defaults.
         key: The region key; ``""`` for a region left eager before a key was made.
         shared_by: How many places of this report run the same compiled region.
         status: ``"compiled"``, ``"shared"`` (with another place of this compile), ``"memory"``
@@ -64,6 +63,7 @@ class RegionReport:
         seconds: Compile time; zero unless ``status`` is ``"compiled"``.
         inputs: What goes in, tensors and symbolic sizes.
         outputs: What comes out.
+        changed_options: Those of `options` that differ from what Inductor would do anyway.
         key_parts: Digests of what the key is made of, by name; empty where none were recorded.
         bytes_read: Bytes of its inputs, or None where sizes are known only at run time.
         bytes_written: Bytes of its outputs, or None likewise.
@@ -88,6 +88,7 @@ class RegionReport:
     seconds: float
     inputs: tuple[ValueReport, ...] = ()
     outputs: tuple[ValueReport, ...] = ()
+    changed_options: Mapping[str, Any] = field(default_factory=dict)
     key_parts: Mapping[str, str] = field(default_factory=dict)
     bytes_read: int | None = None
     bytes_written: int | None = None
@@ -345,7 +346,7 @@ def _region_reports(graph: CompiledGraph) -> tuple[RegionReport, ...]:
                 module_path=call.module_path,
                 nodes=call.nodes,
                 ops=call.ops,
-                options=changed_from(region.options),
+                options=dict(region.options),
                 key=region.key,
                 shared_by=1,
                 status=region.status,
@@ -353,6 +354,7 @@ def _region_reports(graph: CompiledGraph) -> tuple[RegionReport, ...]:
                 seconds=region.seconds,
                 inputs=_values(list(node.all_input_nodes)),
                 outputs=_values(list(module.graph.output_node().all_input_nodes) if module else []),
+                changed_options=changed_from(region.options),
                 key_parts=dict(region.key_parts),
                 bytes_read=cost and cost.bytes_read,
                 bytes_written=cost and cost.bytes_written,

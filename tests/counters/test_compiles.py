@@ -1,0 +1,95 @@
+"""How often what is compiled, for the benchmarks' Llama: the same however many layers there are.
+
+The limits are what was counted last. Lower them when the code does better; a count above is a regression.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from support.counting import calls_of, compiler_runs
+
+import regional_inductor as ri
+from benchmarks import _models
+
+INFERENCE_DISTINCT = 3  # norm, rotary embedding, SwiGLU
+TRAINING_DISTINCT = 6  # and the backward pass of each
+STANDALONE_COMPILES = 0  # of regions as plain as these; each is lowered directly
+CODE_GENERATIONS = INFERENCE_DISTINCT
+COMPILER_RUNS = INFERENCE_DISTINCT
+
+
+def compile_llama(layers: int, *, train: bool = False, **options) -> ri.Report:
+    torch._dynamo.reset()
+    shape = _models.Shape(layers, hidden=16, heads=2, mlp=24, sequence=8, batch=1)
+    model, x = _models.Llama(shape), _models.inputs(shape, train)
+    compiled = torch.compile(
+        model, backend="regional_inductor", fullgraph=True, options={"on_error": "raise", **options}
+    )
+    _models.run_once(compiled, x, train)
+    return ri.last_report()
+
+
+@pytest.mark.parametrize("layers", [1, 4, 16])
+def test_distinct_regions_don_t_grow_with_layers(layers):
+    from regional_inductor.stages.compile import forget_compiled_regions
+
+    forget_compiled_regions()
+    report = compile_llama(layers, region_backend="eager")
+    assert len(report.regions) == 3 * layers + 1
+    assert report.compiles == INFERENCE_DISTINCT
+
+
+@pytest.mark.parametrize("layers", [2, 6])
+def test_training_compiles_don_t_grow_with_layers(layers):
+    from regional_inductor.stages.compile import forget_compiled_regions
+
+    forget_compiled_regions()
+    report = compile_llama(layers, train=True, region_backend="eager")
+    assert len(report.regions) == 2 * (3 * layers + 1)
+    assert report.compiles == TRAINING_DISTINCT
+
+
+@pytest.mark.inductor
+def test_each_distinct_region_goes_through_inductor_and_the_compiler_once(empty_cache):
+    import torch._inductor.standalone_compile
+    from torch._inductor.graph import GraphLowering
+
+    # The function of the same name hides the module, and patching that would send regions elsewhere.
+    standalone = sys.modules["torch._inductor.standalone_compile"]
+    with (
+        compiler_runs() as runs,
+        calls_of(standalone, "standalone_compile") as standalone_compiles,
+        calls_of(GraphLowering, "compile_to_module") as generated,
+    ):
+        report = compile_llama(4)
+    assert report.compiles == INFERENCE_DISTINCT
+    assert len(standalone_compiles) <= STANDALONE_COMPILES
+    assert len(generated) <= CODE_GENERATIONS
+    assert len(runs) <= COMPILER_RUNS
+
+    with (
+        compiler_runs() as runs,
+        calls_of(standalone, "standalone_compile") as standalone_compiles,
+        calls_of(GraphLowering, "compile_to_module") as generated,
+    ):
+        report = compile_llama(8)
+    assert report.compiles == 0
+    assert (len(runs), len(standalone_compiles), len(generated)) == (0, 0, 0)
+
+
+def test_the_count_of_compiler_runs_sees_libraries_and_nothing_else():
+    import subprocess
+
+    with compiler_runs() as runs:
+        # None of these exists: starting them is what is counted.
+        for command in (
+            ["no-such-g++", "a.cpp", "-shared", "-o", "a.so"],
+            ["no-such-g++", "header.h", "-o", "header.h.gch"],
+            ["no-such-g++", "--version"],
+        ):
+            with pytest.raises(FileNotFoundError):
+                subprocess.run(command, check=False)
+    assert runs == [["no-such-g++", "a.cpp", "-shared", "-o", "a.so"]]
