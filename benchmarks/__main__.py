@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = markdown(_records())
     (RESULTS / "README.md").write_text(f"# Results\n\n{text}")
     if arguments.publish:
-        publish(text)
+        publish(text, PAGE)
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="bold red")
     return 1 if failed else 0
@@ -180,7 +180,7 @@ def _machine_line(record: dict[str, Any]) -> str:
     )
 
 
-def publish(text: str, page: Path = PAGE) -> None:
+def publish(text: str, page: Path) -> None:
     """Replace what stands between the two markers of a page; headings go one level down."""
     lines = [f"#{line}" if line.startswith("#") else line for line in text.splitlines()]
     before, _, rest = page.read_text().partition(BEGIN)

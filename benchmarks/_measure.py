@@ -16,9 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 
-def alternate(
-    ways: Mapping[str, Callable[[], float]], repeats: int
-) -> dict[str, list[float]]:
+def alternate(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Measure several ways in turn, each second round backwards, so that drift hits all alike.
 
     Args:

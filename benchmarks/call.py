@@ -53,8 +53,10 @@ def main(quick: bool) -> Outcome:
         {f"microseconds a region, {regions} regions": rows},
         _targets(rows),
         [
-            "Inductor's call alone: `call([x])` of the generated module in straight-line Python, with "
-            "neither guards nor a graph around it; the other ways pay for Dynamo's guards once a function."
+            (
+                "Inductor's call alone: `call([x])` of the generated module in straight-line Python, with "
+                "neither guards nor a graph around it; the other ways pay for Dynamo's guards once a function."
+            )
         ],
     )
 

@@ -56,8 +56,10 @@ def main(quick: bool) -> Outcome:
         {"seconds to the first result": rows},
         _targets(rows),
         [
-            "`ours` is `ri.compile(model)` with its defaults; the other two fix what it captures. "
-            "One run each: differences of a tenth mean nothing, the targets' ratios do."
+            (
+                "`ours` is `ri.compile(model)` with its defaults; the other two fix what it captures. "
+                "One run each: differences of a tenth mean nothing, the targets' ratios do."
+            )
         ],
     )
 

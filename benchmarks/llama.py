@@ -58,10 +58,14 @@ def main(quick: bool) -> Outcome:
         {"seconds inside the pass": rows, f"compile memory, {memory_case}, cold": memory},
         _targets(rows, memory if memory_case == MEMORY_CASE else []),
         [
-            "Medians: two cold and two warm runs of each pass up to four layers, one of each beyond; "
-            f"`in process` is the median of {AGAIN} runs of the pass in each warm process.",
-            "Memory: resident set after the first call, over the resident set after the warm-up compile, "
-            "and its peak during the call. The pass's own share is the difference from aot_eager.",
+            (
+                "Medians: two cold and two warm runs of each pass up to four layers, one of each beyond; "
+                f"`in process` is the median of {AGAIN} runs of the pass in each warm process."
+            ),
+            (
+                "Memory: resident set after the first call, over the resident set after the warm-up compile, "
+                "and its peak during the call. The pass's own share is the difference from aot_eager."
+            ),
         ],
     )
 
@@ -77,14 +81,14 @@ def _measure(
                 say(f"llama: {name}, {way}, cold")
                 cold = in_fresh_process("llama:measure", cache=Path(folder), **arguments)
                 say(f"llama: {name}, {way}, warm")
-                warm = in_fresh_process("llama:measure", cache=Path(folder), again=AGAIN, **arguments)
+                warm = in_fresh_process(
+                    "llama:measure", cache=Path(folder), again=AGAIN, **arguments
+                )
             found[way].append({"cold": cold, "warm": warm})
     return found
 
 
-def measure(
-    way: str, layers: int, distinct: bool, train: bool, again: int = 0
-) -> dict[str, Any]:
+def measure(way: str, layers: int, distinct: bool, train: bool, again: int = 0) -> dict[str, Any]:
     """One process: warms up, compiles the model once, compares it with eager."""
     import torch
 
@@ -191,7 +195,9 @@ def _targets(rows: list[Row], memory: list[Row]) -> list[Target]:
     over = ours.get("after, over aot_eager, MB")
     return [
         *(
-            Target(f"cold, {case}, against PyTorch's", at(case, "cold, ratio"), bound, "higher", "x")
+            Target(
+                f"cold, {case}, against PyTorch's", at(case, "cold, ratio"), bound, "higher", "x"
+            )
             for case, bound in (
                 ("L=4", 3),
                 ("L=16", 7),
@@ -202,7 +208,11 @@ def _targets(rows: list[Row], memory: list[Row]) -> list[Target]:
         ),
         *(
             Target(
-                f"{start}, L=32, against PyTorch's", at("L=32", f"{start}, ratio"), 20, "higher", "x"
+                f"{start}, L=32, against PyTorch's",
+                at("L=32", f"{start}, ratio"),
+                20,
+                "higher",
+                "x",
             )
             for start in ("warm disk", "in process")
         ),

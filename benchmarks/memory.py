@@ -61,7 +61,9 @@ def main(quick: bool) -> Outcome:
     return Outcome(
         tables,
         _targets(dying, training),
-        ["Peaks of training within 2 % of one another count as equal: that is what the resident set moves."],
+        [
+            "Peaks of training within 2 % of one another count as equal: that is what the resident set moves."
+        ],
     )
 
 

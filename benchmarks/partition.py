@@ -55,10 +55,14 @@ def main(quick: bool) -> Outcome:
         },
         _targets(times, growth, memory, cyclic),
         [
-            "`options`: sixteen sets of options in turn. PyTorch's pass merges regions whatever their "
-            "options are and applies the first one's, so its count there is no bound for ours.",
-            "Rows with `hidden order` have mutation, aliasing, draws, asserts and collectives among the "
-            "unmarked nodes; PyTorch's pass knows nothing of them, so it is not run.",
+            (
+                "`options`: sixteen sets of options in turn. PyTorch's pass merges regions whatever their "
+                "options are and applies the first one's, so its count there is no bound for ours."
+            ),
+            (
+                "Rows with `hidden order` have mutation, aliasing, draws, asserts and collectives among the "
+                "unmarked nodes; PyTorch's pass knows nothing of them, so it is not run."
+            ),
         ],
     )
 
@@ -174,7 +178,9 @@ def _memory(quick: bool) -> list[Row]:
         ours = in_fresh_process("partition:peak_over_graph", way="ours", family=family, size=size)
         view: dict[str, Any] = {}
         if family == "blocks":
-            view = in_fresh_process("partition:peak_over_graph", way="view", family=family, size=size)
+            view = in_fresh_process(
+                "partition:peak_over_graph", way="view", family=family, size=size
+            )
         rows.append(
             {
                 "family": family,
@@ -240,9 +246,7 @@ def _targets(times: list[Row], growth: list[Row], memory: list[Row], cyclic: Row
     at_one_thousand = [r for r in times if r["nodes"] == 1000 and r["ratio"] is not None]
     at_three_thousand = [r for r in times if r["nodes"] == 3000 and r["ratio"] is not None]
     large = [r for r in growth if r["ours up to"] == SIZES[-1]]
-    counted = [
-        r for r in times if r["PyTorch's regions"] is not None and r["family"] != "options"
-    ]
+    counted = [r for r in times if r["PyTorch's regions"] is not None and r["family"] != "options"]
     memory_there = [r for r in memory if r["nodes"] == 10_000]
 
     def worst(rows: list[Row], column: str, pick: Any = max) -> float | None:
@@ -290,7 +294,9 @@ def _targets(times: list[Row], growth: list[Row], memory: list[Row], cyclic: Row
             "higher",
             "x",
         ),
-        Target("regions more than PyTorch's, any family", float(max(surplus, default=0)), 0, "lower"),
+        Target(
+            "regions more than PyTorch's, any family", float(max(surplus, default=0)), 0, "lower"
+        ),
         Target("failures on random graphs with ids", float(cyclic["our failures"]), 0, "lower"),  # type: ignore[arg-type]
         Target(
             "of them with more regions than PyTorch's",

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 import torch.fx
-from torch.fx.node import Node
-from torch.utils._pytree import tree_map
+from torch.fx.node import Node, map_aggregate
 
 from ._torch import ops
 from ._torch.symbols import hint_of, leaves
@@ -99,16 +98,16 @@ def _flops_of(node: Node) -> int:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Node):
-            return tree_map(plain, value.meta.get("val"))
+            return map_aggregate(value.meta.get("val"), plain)
         if isinstance(value, torch.Tensor):
             return torch.empty([_size(s) for s in value.shape], dtype=value.dtype, device="meta")
         if isinstance(value, torch.SymInt):
             return _size(value)
         return value
 
-    args, kwargs = torch.fx.node.map_aggregate((node.args, dict(node.kwargs)), plain)
+    args, kwargs = map_aggregate((node.args, dict(node.kwargs)), plain)
     try:
-        return int(formula(*args, **kwargs, out_val=tree_map(plain, node.meta.get("val"))))
+        return int(formula(*args, **kwargs, out_val=plain(node)))
     except _UnknownSize:
         raise
     except Exception:  # noqa: BLE001 - a formula for other arguments than these: nothing is known

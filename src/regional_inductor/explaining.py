@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 import torch.fx
-from torch.utils._pytree import tree_leaves
 
 from . import pipeline
 from ._torch import capture, dynamo, undo
@@ -144,8 +143,7 @@ class _DryRun:
         warn_of_lost_regions()  # of earlier compiles, before their count is put aside
         dynamo.watch_escapes()
         usual = capture.functorch_values()
-        leaves = tree_leaves((args, kwargs, _tensors_of(function)))
-        with undo.undone(leaves) as undoing:
+        with undo.undone((args, kwargs, _tensors_of(function))) as undoing:
 
             def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
                 run_captured = self._backend(gm, inputs, usual)
@@ -184,7 +182,7 @@ class _DryRun:
                     self.report.findings += restore_marks(wanted, graph)
                 with capture.usual_functorch_config(usual):
                     self.read(graph, example_inputs, number, direction)
-                return graph.forward
+                return capture.boxed(graph.forward)
 
             return read
 

@@ -135,12 +135,13 @@ def _rekeyed(a: RegionReport, b: RegionReport, environment: Sequence[str]) -> Re
     parts: tuple[str, ...] = ()
     if a.key_parts and b.key_parts:
         parts = tuple(n for n in names if a.key_parts.get(n) != b.key_parts.get(n))
-    details = [*_changed_values("input", a.inputs, b.inputs), *_changes(a.options, b.options)]
+    inputs = list(_changed_values("input", a.inputs, b.inputs))
+    details = [*inputs, *_changes(a.options, b.options)]
     if a.ops != b.ops:
         more, fewer = Counter(b.ops) - Counter(a.ops), Counter(a.ops) - Counter(b.ops)
         changes = [f"+{op}" for op in more.elements()] + [f"-{op}" for op in fewer.elements()]
         details.append("operators: " + (" ".join(changes) or "in another order"))
-    elif "inputs" not in parts:
+    elif not inputs:
         details += _changed_values("output", a.outputs, b.outputs)
     if "environment" in parts or not parts:
         details += environment

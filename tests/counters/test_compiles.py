@@ -5,7 +5,7 @@ The limits are what was counted last. Lower them when the code does better; a co
 
 from __future__ import annotations
 
-import sys
+import importlib
 
 import pytest
 import torch
@@ -54,11 +54,10 @@ def test_training_compiles_don_t_grow_with_layers(layers):
 
 @pytest.mark.inductor
 def test_each_distinct_region_goes_through_inductor_and_the_compiler_once(empty_cache):
-    import torch._inductor.standalone_compile
     from torch._inductor.graph import GraphLowering
 
     # The function of the same name hides the module, and patching that would send regions elsewhere.
-    standalone = sys.modules["torch._inductor.standalone_compile"]
+    standalone = importlib.import_module("torch._inductor.standalone_compile")
     with (
         compiler_runs() as runs,
         calls_of(standalone, "standalone_compile") as standalone_compiles,

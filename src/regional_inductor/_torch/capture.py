@@ -227,6 +227,18 @@ def own_compiles_off(model: Any) -> Iterator[None]:
             module.__dict__["_compiled_call_impl"] = call
 
 
+def boxed(function: Callable[..., Any]) -> Callable[[list[Any]], Any]:
+    """AOTAutograd's calling convention: one list, emptied so that inputs can be freed early."""
+
+    def run(args: list[Any]) -> Any:
+        values = list(args)
+        args.clear()
+        return function(*values)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
 def compile_with(
     function: Callable[..., Any], backend: Callable[..., Any], dynamic: bool | None
 ) -> Callable[..., Any]:

@@ -310,7 +310,8 @@ def _schema_traits(op: OpOverload) -> OpTraits:
 
 def _packet_traits(packet: OpOverloadPacket) -> OpTraits:
     """What any overload of a packet may do: the cautious union."""
-    merged = [_schema_traits(getattr(packet, name)) for name in packet.overloads()]  # type: ignore[no-untyped-call]
+    overloads = [getattr(packet, name) for name in packet.overloads()]  # type: ignore[no-untyped-call]
+    merged = [_schema_traits(op) for op in overloads if not _writes_a_python_list(op)]
     return OpTraits(
         # `out=` overloads would make every operator a writer; they are written by keyword only.
         writes=tuple({w for m in merged for w in m.writes if not isinstance(w, str)}),
@@ -318,6 +319,19 @@ def _packet_traits(packet: OpOverloadPacket) -> OpTraits:
         draws=any(m.draws for m in merged),
         ordered=any(m.ordered for m in merged),
         collective=any(m.collective for m in merged),
+    )
+
+
+def _writes_a_python_list(op: OpOverload) -> bool:
+    """TorchScript's operators on lists, `aten::sort.int(t[](a!) self)`, which no graph calls."""
+    if op._schema.name.split("::")[-1].startswith(("_foreach", "_fused", "_amp")):
+        return False
+    return any(
+        argument.alias_info is not None
+        and argument.alias_info.is_write
+        and not argument.kwarg_only
+        and str(argument.type) not in ("Tensor", "Optional[Tensor]")
+        for argument in op._schema.arguments
     )
 
 

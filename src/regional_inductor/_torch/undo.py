@@ -111,14 +111,14 @@ def _storages(values: Iterable[Any]) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 @contextlib.contextmanager
-def undone(tensors: Iterable[Any]) -> Iterator[UndoWrites]:
+def undone(values: Any) -> Iterator[UndoWrites]:
     """Run what is inside and put back tensors, gradients and random number generators.
 
     Args:
-        tensors: Whose `.grad` may be written to, as far as known.
+        values: Tensors whose `.grad` may be written to, as far as known, nested in anything.
     """
     mode = UndoWrites()
-    mode.set_gradients_aside(tensors)
+    mode.set_gradients_aside(tree_leaves(values))
     python = random.getstate()
     numpy = sys.modules.get("numpy")
     numpys: Any = numpy.random.get_state() if numpy is not None else None

@@ -83,7 +83,7 @@ class _Reader:
         if not isinstance(custom, dict):
             return None
         self._note_near_misses(node, custom)
-        if KEY not in custom:
+        if KEY not in custom or _is_of_several_entries(node):
             return None
         value = custom[KEY]
         known = self._parsed.get(id(value))
@@ -109,8 +109,22 @@ class _Reader:
             finding = Finding("misspelt", message, source, f"write {suggestion!r}")
             self.findings.setdefault(("misspelt", key), finding)
 
-    def note(self, kind: str, message: str, source: str = "") -> None:
-        self.findings.setdefault((kind, message), Finding(kind, message, source))
+    def note(self, message: str, source: str, remedy: str, mark: Mark) -> None:
+        """Take down an operator that is marked and can't be in a region."""
+        finding = Finding("fallback", message, source, remedy, mark.name or "")
+        self.findings.setdefault((message, source), finding)
+
+
+def _is_of_several_entries(node: Node) -> bool:
+    """Whether a bucketing pass made a node for gradients of several entries of a scope.
+
+    Such a node carries the annotation of the first and would tie entries in different layers.
+    """
+    entries = set()
+    for custom in node.meta.get("bucketing_custom_sources") or ():
+        value = custom.get(KEY) if isinstance(custom, dict) else None
+        entries.add(value.get("entry") if isinstance(value, dict) else repr(value))
+    return len(entries) > 1
 
 
 def _walk(
@@ -168,21 +182,29 @@ def _marked_nodes(module: torch.fx.GraphModule, reader: _Reader) -> dict[Node, M
             continue
         if autocast_depth > 0:
             reader.note(
-                "eager",
-                f"{node.name} runs inside an autocast block of a graph that AOTAutograd has not "
-                "traced yet, and stays eager; compile through torch.compile to have it compiled",
+                f"`{ops.op_name(node)}` runs inside an autocast block of a graph that AOTAutograd "
+                "has not traced yet, and stays eager",
                 user_source(node),
+                "compile through torch.compile to have it compiled",
+                mark,
             )
             continue
         held = _held_object(node, module)
         if held:
             reader.note(
-                "eager",
-                f"{node.name} takes a {held}, which no compiled region can; it stays eager",
+                f"`{ops.op_name(node)}` takes a {held}, which no compiled region can",
                 user_source(node),
+                f"it stays eager; leave the {held} out, or move it out of the region",
+                mark,
             )
             continue
         if traits.collective and (mark.collectives or reader.settings.collectives) != "include":
+            reader.note(
+                f"`{ops.op_name(node)}` is a collective, and stays eager",
+                user_source(node),
+                'collectives="include" puts it into the region, if every rank compiles the same',
+                mark,
+            )
             continue
         marks[node] = mark
     return marks

@@ -1,0 +1,309 @@
+"""The benchmarks' own machinery, and each benchmark's shape on made-up or tiny runs; no times are asserted."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # makes `benchmarks` importable
+
+from benchmarks import __main__ as runner
+from benchmarks import _graphs, _measure, _models, _peers, depth, llama, partition
+from benchmarks._outcome import Outcome, Target, columns_of, markdown_table, number
+
+# --- targets ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "better", "verdict"),
+    [
+        (0.4, 0.5, "lower", "reached"),
+        (0.5, 0.5, "lower", "reached"),
+        (1.0, 0.5, "lower", "not reached: 2 of the bound"),
+        (24.0, 12.0, "higher", "reached"),
+        (9.0, 12.0, "higher", "not reached: 0.75 of the bound"),
+        (3.0, 0.0, "lower", "not reached: 3 above"),
+        (None, 12.0, "higher", "not measured in this form"),
+    ],
+)
+def test_a_target_says_by_how_much_it_is_missed(value, bound, better, verdict):
+    assert Target("figure", value, bound, better).verdict == verdict
+
+
+def test_a_target_s_row_stands_beside_its_bound():
+    assert Target("cold start", 13.0, 12, "higher", "x").row() == {
+        "figure": "cold start",
+        "measured": "13 x",
+        "target": "≥ 12 x",
+        "verdict": "reached",
+    }
+
+
+# --- measuring -------------------------------------------------------------------------------------
+
+
+def test_ways_alternate_and_every_second_round_runs_backwards():
+    order = []
+    ways = {name: (lambda n=name: order.append(n) or float(len(order))) for name in "ab"}
+    assert _measure.alternate(ways, 3) == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+    assert "".join(order) == "abbaab"
+
+
+def test_the_exponent_of_a_power_law_is_found():
+    sizes = [10, 100, 1000]
+    assert _measure.exponent(sizes, [3 * s**1.5 for s in sizes]) == pytest.approx(1.5)
+    assert _measure.exponent([10], [1.0]) is None
+
+
+def test_a_ratio_of_something_missing_is_missing():
+    assert _measure.ratio(4.0, 2.0) == 2
+    assert _measure.ratio(None, 2.0) is None
+    assert _measure.ratio(4.0, None) is None
+
+
+def test_a_fresh_process_returns_what_the_function_does():
+    found = _measure.in_fresh_process("import_time:measure", module="regional_inductor")
+    assert found["inductor"] == found["dynamo"] == 0
+    assert found["modules"] > 3
+
+
+def test_a_fresh_process_that_fails_gives_its_last_line():
+    found = _measure.in_fresh_process("import_time:measure", module="no_such_module")
+    assert found == {"error": "ModuleNotFoundError: No module named 'no_such_module'"}
+
+
+def test_the_peak_sees_what_is_already_freed():
+    _measure.reset_peak()
+    before = _measure.resident_mb()
+    data = bytearray(64 * 2**20)
+    del data
+    assert _measure.peak_mb() - before > 50
+    _measure.reset_peak()
+    assert _measure.peak_mb() - _measure.resident_mb() < 50
+
+
+# --- tables and the runner --------------------------------------------------------------------------
+
+
+def test_a_row_that_lacks_a_figure_leaves_a_dash():
+    rows = [{"way": "a", "s": 1.0}, {"way": "b", "error": "no | such"}]
+    assert columns_of(rows) == ["way", "s", "error"]
+    assert markdown_table(rows).splitlines() == [
+        "| way | s | error |",
+        "|---|---:|---|",
+        "| a | 1 | - |",
+        "| b | - | no \\| such |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.012345, "0.0123"), (12345.6, "12346"), (7, "7"), (0.0, "0"), ("x", "x")],
+)
+def test_numbers_have_as_many_digits_as_can_be_used(value, text):
+    assert number(value) == text
+
+
+def test_every_benchmark_states_its_claim_and_how_it_measures():
+    names = runner.discover()
+    assert {"call", "depth", "import_time", "llama", "memory", "partition"} <= set(names)
+    for name in names:
+        module = importlib.import_module(f"benchmarks.{name}")
+        claim, blank, *how = module.__doc__.strip().splitlines()
+        assert claim.endswith("."), name
+        assert blank == "", name
+        assert how, name
+        assert callable(module.main), name
+
+
+class Made:
+    """A benchmark with nothing to measure."""
+
+    __doc__ = "It works.\n\nBy looking."
+    __name__ = "made"
+
+    @staticmethod
+    def main(quick):
+        rows = [{"way": "ours", "s": 0.5}, {"way": "theirs", "s": 2.0}]
+        targets = [Target("seconds", 0.5, 1, "lower", "s"), Target("more", None, 1, "higher")]
+        return Outcome({"seconds": rows}, targets, ["Made up."])
+
+    @staticmethod
+    def plot(tables, figure):
+        axes = figure.subplots()
+        axes.bar([row["way"] for row in tables["seconds"]], [row["s"] for row in tables["seconds"]])
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """The runner with one made-up benchmark and a folder of its own."""
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runner, "PAGE", tmp_path / "performance.md")
+    monkeypatch.setattr(runner, "discover", lambda: ["made"])
+    monkeypatch.setitem(sys.modules, "benchmarks.made", Made)
+    (tmp_path / "performance.md").write_text(
+        f"# Page\n\nBefore.\n\n{runner.BEGIN}\nold\n{runner.END}\n\nAfter.\n"
+    )
+    return tmp_path / "results"
+
+
+def test_a_run_writes_json_markdown_and_a_plot(results, capsys):
+    assert runner.main(["--quick"]) == 0
+    record = json.loads((results / "made.json").read_text())
+    assert record["claim"] == "It works."
+    assert record["tables"]["seconds"][0] == {"way": "ours", "s": 0.5}
+    assert [t["verdict"] for t in record["targets"]] == ["reached", "not measured in this form"]
+    page = (results / "README.md").read_text()
+    assert "| made | seconds | 0.5 s | ≤ 1 s | reached |" in page
+    assert "By looking." in page
+    assert "not measured in this form" in capsys.readouterr().out
+    matplotlib = importlib.util.find_spec("matplotlib")
+    assert (results / "made.png").exists() == (matplotlib is not None)
+
+
+def test_publishing_replaces_what_stands_between_the_markers(results):
+    page = results.parent / "performance.md"
+    for _ in range(2):
+        assert runner.main(["--publish"]) == 0
+        text = page.read_text()
+        assert text.startswith("# Page\n\nBefore.\n")
+        assert text.endswith(f"{runner.END}\n\nAfter.\n")
+        assert text.count("### made: It works.") == 1
+        assert "old" not in text
+
+
+def test_without_publishing_the_page_stays(results):
+    before = (results.parent / "performance.md").read_text()
+    assert runner.main([]) == 0
+    assert (results.parent / "performance.md").read_text() == before
+
+
+def test_a_benchmark_that_fails_is_named(results, monkeypatch, capsys):
+    def main(quick):
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr(Made, "main", main)
+    assert runner.main([]) == 1
+    assert "failed: made" in capsys.readouterr().out
+
+
+def test_a_case_that_fails_leaves_its_row_and_fails_the_run(results, monkeypatch):
+    monkeypatch.setattr(Made, "main", lambda quick: [{"way": "ours", "error": "no such luck"}])
+    monkeypatch.delattr(Made, "plot")
+    assert runner.main([]) == 1
+    assert json.loads((results / "made.json").read_text())["tables"][""][0]["way"] == "ours"
+
+
+def test_the_page_has_a_place_for_results():
+    text = runner.PAGE.read_text()
+    assert text.count(runner.BEGIN) == text.count(runner.END) == 1
+    assert text.index(runner.BEGIN) < text.index(runner.END)
+
+
+# --- graphs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["plain", "hidden order"])
+@pytest.mark.parametrize("family", list(_graphs.FAMILIES))
+def test_graphs_have_the_size_asked_for_and_about_half_of_it_marked(family, ordered):
+    gm = _graphs.build(family, 400, ordered=ordered)
+    gm.graph.lint()
+    calls = [n for n in gm.graph.nodes if n.op == "call_function"]
+    marked = sum(_graphs.MARK in n.meta.get("custom", {}) for n in calls)
+    assert 400 <= len(calls) <= 440
+    assert 0.35 <= marked / len(calls) <= 0.65
+    written = any(str(n.target).endswith("_.Tensor") for n in calls)
+    assert written == ordered
+
+
+def test_equal_arguments_give_equal_graphs():
+    a, b = (_graphs.build("random", 100) for _ in range(2))
+    assert str(a.graph) == str(b.graph)
+
+
+@pytest.mark.parametrize("family", ["chain", "blocks", "skip", "wide", "random", "ids"])
+def test_both_passes_make_as_many_regions_of_a_graph(family):
+    found = {
+        way: _peers.marked_regions(_peers.outlining_of(way)(_graphs.build(family, 120)))
+        for way in ("pytorch", "ours")
+    }
+    assert found["ours"] == found["pytorch"]
+
+
+def test_the_partition_benchmark_s_cases_have_equal_columns():
+    plain = partition._case("chain", 60, 1, with_pytorch=True)
+    ordered = partition._case("chain", 60, 1, ordered=True)
+    assert list(plain) == list(ordered)
+    assert plain["ratio"] is not None
+    assert ordered["ratio"] is None
+    assert partition._cyclic_ids(5)["our failures"] == 0
+
+
+# --- models ------------------------------------------------------------------------------------------
+
+
+def test_the_model_runs_and_its_marks_change_nothing():
+    shape = _models.Shape(2, hidden=16, heads=2, mlp=24, sequence=8, batch=1)
+    x = _models.inputs(shape)
+    plain, whole = _models.Llama(shape), _models.Llama(shape, mark_blocks=True)
+    assert _models.run_once(plain, x, train=False).equal(_models.run_once(whole, x, train=False))
+
+
+def test_distinct_models_have_an_mlp_width_for_each_layer():
+    model = _models.Llama(_models.Shape(3, distinct=True, hidden=16, heads=2, mlp=24))
+    assert len({layer.gate.out_features for layer in model.layers}) == 3
+
+
+def test_a_timed_pass_takes_down_its_first_run_and_the_repeated_ones(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(_peers, "pass_of", lambda way: lambda gm, *inputs: gm)
+    timed = _peers.TimedPass("ours", again=2)
+    gm = torch.fx.symbolic_trace(lambda x: x + 1)
+    assert timed(gm, []) is gm
+    assert len(timed.first) == 1
+    assert [len(taken) for taken in timed.repeated] == [1, 1]
+
+
+# --- targets of the benchmarks that need minutes ------------------------------------------------------
+
+
+def test_llama_s_targets_are_read_off_its_table():
+    run = {"pass": 2.0, "in process": [0.5], "mb": 10.0, "peak mb": 12.0}
+    slow = {**run, "pass": 26.0, "in process": [20.0]}
+    results = {way: [{"cold": r, "warm": r}] for way, r in (("pytorch", slow), ("ours", run))}
+    rows = [llama._row(name, results) for name in ("L=1", "L=32")]
+    targets = {t.figure: t for t in llama._targets(rows, [])}
+    assert targets["cold, L=32, against PyTorch's"].value == 13
+    assert targets["in process, L=32, against PyTorch's"].value == 40
+    assert targets["cold, ours, L=32 against L=1"].verdict == "reached"
+    assert targets["cold, L=4, against PyTorch's"].value is None
+    assert targets["compile memory over aot_eager, L=32"].value is None
+
+
+def test_a_failed_way_of_llama_leaves_a_row_with_its_error():
+    run = {"pass": 2.0, "in process": [0.5]}
+    results = {
+        "pytorch": [{"cold": {"error": "boom"}, "warm": run}],
+        "ours": [{"cold": run, "warm": run}],
+    }
+    row = llama._row("L=1", results)
+    assert row["cold, PyTorch's"] is None
+    assert row["cold, ratio"] is None
+    assert row["warm disk, ratio"] == 1
+    assert row["error"] == "pytorch: boom"
+
+
+def test_depth_s_targets_are_read_off_its_table():
+    rows = [
+        {"layers": layers, "way": depth.WAYS[way], "cold": cold, "warm": 1.0}
+        for way, layers, cold in (("ours", 4, 4.0), ("ours", 32, 6.0), ("ours", 64, 8.0))
+    ]
+    rows.append({"layers": 32, "way": depth.WAYS["blocks"], "cold": 6.0, "warm": 1.0})
+    values = [t.value for t in depth._targets(rows)]
+    assert values == [2.0, 1.0, 1.0]
+    assert [t.value for t in depth._targets([])] == [None] * 3

@@ -1,0 +1,437 @@
+"""Reports: their tables, their JSON, what changed between two of them, what regions cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from regional_inductor import report_json
+from regional_inductor.costs import costs_of
+from regional_inductor.regions import Finding
+from regional_inductor.report import GraphReport, RegionReport, Report, ValueReport
+
+SCHEMA = Path(__file__).parent.parent / "docs" / "report-schema.md"
+
+
+@pytest.fixture
+def explain(ri):
+    def run(model_or_fn, *args, **kwargs):
+        kwargs.setdefault("region_backend", "eager")
+        return ri.explain(model_or_fn, *args, **kwargs)
+
+    return run
+
+
+def region(name="norm", **changes):
+    fields = {
+        "name": name,
+        "direction": "forward",
+        "source": "/home/me/model.py:7",
+        "module_path": "layers.0.norm",
+        "nodes": 3,
+        "ops": ("aten.mul.Tensor", "aten.sum.dim_IntList", "aten.add.Tensor"),
+        "options": {},
+        "key": "k1",
+        "shared_by": 1,
+        "status": "compiled",
+        "reason": "",
+        "seconds": 0.0,
+    }
+    return RegionReport(**{**fields, **changes})
+
+
+def report(*regions, findings=(), **fields):
+    nodes = sum(r.nodes for r in regions) + 5
+    graph = GraphReport(
+        "", nodes, regions, {"collect": 0.01}, direction="forward", marked=nodes - 5
+    )
+    return Report([graph], list(findings), **fields)
+
+
+def mlp(ri, width=8):
+    model = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+    ri.mark(model, "1", name="norm")
+    return model
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def test_an_empty_report_prints_its_headline():
+    assert str(Report()) == "0 regions, 0 distinct, 0 compiled now"
+
+
+def test_places_with_one_key_are_one_row_with_layer_numbers_left_out():
+    text = str(
+        report(
+            region(seconds=1.5),
+            region(module_path="layers.1.norm", status="shared"),
+            region(module_path="final.norm", status="shared"),
+        )
+    )
+    assert text.splitlines()[0] == "3 regions, 1 distinct, 1 compiled now"
+    row = re.sub(r" +", " ", text.splitlines()[-1]).strip()
+    assert row == "norm forward layers.*.norm, final.norm 3 3 compiled 1.50"
+    assert "graph 0 forward: 14 nodes, 9 marked, 3 regions, 5 nodes run eagerly" in text
+
+
+def test_columns_without_content_are_left_out_and_options_shown_where_they_differ():
+    plain = str(report(region()))
+    assert "options" not in plain
+    assert "flops" not in plain
+    options = {"max_autotune": True, "epilogue_fusion": True}
+    changed = region(options=options, changed_options={"max_autotune": True}, flops=2_500_000)
+    text = str(report(changed))
+    assert "max_autotune=True" in text
+    assert "epilogue_fusion" not in text
+    assert "2.5M" in text
+
+
+def test_regions_left_eager_say_why():
+    text = str(report(region(key="", status="eager", reason="it only makes views")))
+    assert text.startswith("1 regions, 0 distinct, 0 compiled now, 1 left eager")
+    assert "eager: it only makes views" in re.sub(r"\s+", " ", text)
+
+
+def test_nothing_is_wider_than_100_columns():
+    long = "a_rather_long_name_of_a_module." * 6
+    wide = region(
+        "name_of_a_region_that_goes_on_and_on_and_on_and_on",
+        module_path=long + "0",
+        changed_options={f"an.option.number.{i}": True for i in range(9)},
+        reason="r" * 150,
+        status="eager",
+        bytes_eager=10**9,
+        bytes_read=10**8,
+        bytes_written=10**8,
+        flops=10**12,
+        seconds=123.0,
+    )
+    finding = Finding("broken", "m" * 230, "/" + "folder/" * 40 + "model.py:1", "r " * 120, "name")
+    text = str(report(wide, region(), findings=[finding]))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\x1b" not in text
+    assert "m" * 60 in text
+
+
+def test_markup_in_names_is_text():
+    assert "[bold]x[/bold]" in str(report(region("[bold]x[/bold]")))
+
+
+def test_findings_show_line_and_way_out():
+    finding = Finding("cheap", "one op", "/somewhere/model.py:3", "mark more", "add")
+    lines = [line.strip() for line in str(report(region(), findings=[finding])).splitlines()]
+    assert lines[-4:] == [
+        "findings",
+        "cheap  add: one op",
+        "at /somewhere/model.py:3",
+        "way out: mark more",
+    ]
+
+
+def test_rich_prints_it_too():
+    from rich.console import Console
+
+    console = Console(width=60)
+    with console.capture() as capture:
+        console.print(report(region()))
+    assert max(map(len, capture.get().splitlines())) <= 60
+
+
+def test_its_representation_is_short():
+    assert repr(report(region())) == "<Report: 1 graphs, 1 regions, 0 findings>"
+
+
+# --- what regions take in, give out and cost ------------------------------------------------------
+
+
+def test_inputs_and_outputs_with_shape_and_dtype(ri, explain):
+    with torch.no_grad():
+        (norm,) = explain(mlp(ri), torch.randn(2, 8)).regions
+    assert sorted(map(str, norm.inputs)) == ["float32[2, 8]", "float32[8]", "float32[8]"]
+    assert list(map(str, norm.outputs)) == ["float32[2, 8]"]
+    assert {value.device for value in norm.inputs} == {"cpu"}
+
+
+def outlined(ri, function, *args):
+    """The one region of a function as `outline_regions` leaves it."""
+    gm = make_fx(function, tracing_mode="fake")(*args)
+    ri.mark_nodes(gm, lambda node: True)
+    ri.outline_regions(gm)
+    (region,) = [child for child in gm.children() if isinstance(child, torch.fx.GraphModule)]
+    return region
+
+
+def test_a_chain_of_pointwise_operators_moves_less_when_fused(ri):
+    module = outlined(ri, lambda x, y: (x * y).sin() + y, torch.ones(10, 10), torch.ones(10, 10))
+    costs = costs_of(module)
+    assert costs.bytes_read == 2 * 400
+    assert costs.bytes_written == 400
+    assert costs.bytes_eager == (3 + 2 + 3) * 400
+    assert costs.flops == 0
+
+
+def test_matrix_multiplications_are_counted_as_torch_counts_them(ri):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def f(x, w, b):
+        return torch.nn.functional.linear(x, w, b).relu() @ w
+
+    args = torch.ones(6, 4), torch.ones(4, 4), torch.ones(4)
+    with FlopCounterMode(display=False) as counter:
+        f(*args)
+    assert costs_of(outlined(ri, f, *args)).flops == counter.get_total_flops() > 0
+
+
+def test_views_move_nothing_and_expanded_inputs_count_once(ri):
+    module = outlined(ri, lambda x: x.view(-1).view(2, 2) + 1, torch.ones(1, 1).expand(2, 2))
+    costs = costs_of(module)
+    assert costs.bytes_read == 4
+    assert costs.bytes_eager <= 4 + 2 * 16
+
+
+def test_symbolic_sizes_count_as_what_they_were_and_add_no_guard(ri, explain):
+    @ri.region("scale")
+    def scale(x):
+        return x.sin() * 2
+
+    static = explain(scale, torch.ones(6, 4), dynamic=False).regions[0]
+    dynamic = explain(scale, torch.ones(6, 4), dynamic=True).regions[0]
+    assert isinstance(dynamic.inputs[-1].shape[0], str)
+    assert dynamic.bytes_read == static.bytes_read == 96
+    assert dynamic.bytes_eager == static.bytes_eager
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def full_report(ri, explain):
+    model = mlp(ri)
+    found = explain(model, torch.randn(2, 8), options={"max_autotune": True})
+    found.findings.append(Finding("cheap", "message", "file:1", "remedy", "region"))
+    return found
+
+
+def test_a_report_comes_back_from_json_equal(ri, explain):
+    before = full_report(ri, explain)
+    after = Report.from_json(before.to_json())
+    assert after == Report.from_json(after.to_json())
+    assert after.regions == before.regions
+    assert after.findings == before.findings
+    assert after.environment == before.environment
+    assert after.dry_run
+    assert str(after) == str(before)
+    assert not before.diff(after)
+
+
+def test_options_that_are_no_plain_data_become_text():
+    options = {"custom": print, "sizes": (1, 2)}
+    after = Report.from_json(report(region(options=options)).to_json())
+    assert after.regions[0].options == {"custom": "<built-in function print>", "sizes": [1, 2]}
+
+
+def test_fields_of_a_later_version_are_passed_over():
+    document = json.loads(report(region()).to_json())
+    document["graphs"][0]["regions"][0]["new"] = 1
+    document["graphs"][0]["new"] = document["new"] = 1
+    assert Report.from_json(json.dumps(document)).regions == report(region()).regions
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "not a report of regional_inductor"),
+        ('{"schema": "x"}', "not a report of regional_inductor"),
+        (
+            json.dumps({"schema": report_json.SCHEMA, "version": 99}),
+            "the report has version 99 of the schema, and this regional_inductor reads version 1",
+        ),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_what_is_no_report_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Report.from_json(text)
+
+
+def test_the_documented_schema_has_the_fields_that_are_written(ri, explain):
+    documented = SCHEMA.read_text()
+    document = json.loads(full_report(ri, explain).to_json())
+    graph = document["graphs"][0]
+    for heading, written in (
+        ("report", document),
+        ("graph", graph),
+        ("region", graph["regions"][0]),
+        ("value", graph["regions"][0]["inputs"][0]),
+        ("finding", document["findings"][0]),
+    ):
+        section = documented.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(written), heading
+    assert f"version {report_json.VERSION}" in documented
+
+
+def test_each_kind_of_finding_is_documented():
+    source = Path(report_json.__file__).parent
+    code = "\n".join(path.read_text() for path in source.rglob("*.py"))
+    kinds = set(re.findall(r'Finding\(\s*"([\w-]+)"', code))
+    kinds |= set(re.findall(r'Error: "([\w-]+)",', code))
+    section = SCHEMA.read_text().partition("\n## Kinds of findings\n")[2]
+    assert kinds - set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == set()
+
+
+# --- what changed ---------------------------------------------------------------------------------
+
+
+def test_equal_reports_differ_in_nothing():
+    changes = report(region()).diff(report(region(status="memory")))
+    assert not changes
+    assert str(changes) == "nothing changed"
+
+
+def test_regions_gained_and_lost():
+    changes = report(region("a")).diff(report(region("b", module_path="", source="model.py:9")))
+    assert [r.name for r in changes.lost] == ["a"]
+    assert [r.name for r in changes.gained] == ["b"]
+    assert str(changes) == "lost: a forward at layers.0.norm\ngained: b forward at model.py:9"
+
+
+def test_a_region_that_split_and_one_that_joined():
+    whole, parts = report(region(nodes=4)), report(region(nodes=2), region(nodes=1))
+    assert str(whole.diff(parts)) == "split: norm forward at layers.0.norm, 1 -> 2 regions"
+    assert str(parts.diff(whole)) == "joined: norm forward at layers.0.norm, 2 -> 1 regions"
+
+
+def test_one_more_call_of_a_module_is_a_gain_and_no_split():
+    changes = report(region()).diff(report(region(), region()))
+    assert (len(changes.gained), len(changes.split)) == (1, 0)
+
+
+def test_code_that_moved_to_another_line_or_module_still_corresponds():
+    assert not report(region()).diff(report(region(source="/home/me/model.py:99")))
+    assert not report(region()).diff(report(region(module_path="blocks.0.norm")))
+
+
+def rekeyed(before, after):
+    changes = before.diff(after)
+    assert changes
+    assert not (changes.gained or changes.lost or changes.split or changes.joined)
+    return changes.rekeyed
+
+
+def test_another_input_shape_re_keys_by_inputs(ri, explain):
+    model = mlp(ri)
+    with torch.no_grad():
+        (change,) = rekeyed(explain(model, torch.randn(2, 8)), explain(model, torch.randn(3, 8)))
+    assert change.parts == ("inputs", "values", "outputs")
+    assert [d.partition(": ")[2] for d in change.details] == ["float32[2, 8] -> float32[3, 8]"]
+
+
+def test_other_options_re_key_by_options(ri, explain):
+    model, x = mlp(ri), torch.randn(2, 8)
+    changes = rekeyed(explain(model, x), explain(model, x, options={"max_autotune": True}))
+    assert {change.parts for change in changes} == {("options",)}
+    assert changes[0].details == ("max_autotune: not set -> True",)
+
+
+def test_another_constant_re_keys_by_arguments(ri, explain):
+    def times(number):
+        @ri.region("times")
+        def f(x):
+            return x * number + 1
+
+        return f
+
+    (change,) = rekeyed(explain(times(2), torch.ones(3)), explain(times(3), torch.ones(3)))
+    assert change.parts == ("arguments",)
+
+
+def test_another_operator_re_keys_by_operators(ri, explain):
+    def using(op):
+        @ri.region("f")
+        def f(x):
+            return op(x) + 1
+
+        return f
+
+    before, after = (
+        explain(using(torch.sin), torch.ones(3)),
+        explain(using(torch.cos), torch.ones(3)),
+    )
+    (change,) = rekeyed(before, after)
+    assert change.parts[0] == "operators"
+    assert change.details == ("operators: +aten.cos.default -aten.sin.default",)
+
+
+def test_a_changed_setting_re_keys_by_environment_and_is_named(ri, explain):
+    model, x = mlp(ri), torch.randn(2, 8)
+    before = explain(model, x)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        changes = rekeyed(before, explain(model, x))
+    finally:
+        torch.set_num_threads(threads)
+    assert {change.parts for change in changes} == {("environment",)}
+    assert changes[0].details == (f"threads: {threads} -> {threads + 1}",)
+
+
+def test_a_changed_entry_of_inductors_config_is_named(ri, explain):
+    import torch._inductor.config as config
+
+    model, x = mlp(ri), torch.randn(2, 8)
+    before = explain(model, x)
+    with config.patch(max_fusion_size=17):
+        changes = rekeyed(before, explain(model, x))
+    assert changes[0].parts == ("environment",)
+    assert changes[0].details == ("inductor.max_fusion_size: not set -> 17",)
+
+
+def test_two_captures_of_one_report_say_why_something_was_compiled_again(ri):
+    model = ri.compile(mlp(ri), region_backend="eager", dynamic=False)
+    with torch.no_grad():
+        model(torch.randn(2, 8))
+        model(torch.randn(5, 8))
+    report = model.report
+    assert report.captures == 2
+    (change,) = report.capture(0).diff(report.capture(1)).rekeyed
+    assert [d.partition(": ")[2] for d in change.details] == ["float32[2, 8] -> float32[5, 8]"]
+
+
+def test_a_region_that_turned_eager_says_why(ri, explain):
+    model, x = mlp(ri), torch.randn(2, 8)
+    with torch.no_grad():
+        changes = rekeyed(explain(model, x), explain(model, x, numerics="eager"))
+    assert changes[0].details[-1].startswith('planned -> eager: numerics="eager"')
+
+
+def test_reports_without_key_parts_still_show_what_they_can():
+    before, after = region(options={"a": 1}), region(options={"a": 2}, key="k2")
+    (change,) = rekeyed(report(before), report(after))
+    assert change.parts == ()
+    assert change.details == ("a: 1 -> 2",)
+    assert "by parts not recorded" in str(report(before).diff(report(after)))
+
+
+def test_ten_thousand_regions_are_compared_and_printed_quickly():
+    def many(key):
+        return report(
+            *(
+                dataclasses.replace(region(key=f"{key}{i}"), module_path=f"layers.{i}.norm")
+                for i in range(10_000)
+            )
+        )
+
+    before, after = many("a"), many("b")
+    assert len(before.diff(after).rekeyed) == 10_000
+    assert str(before).startswith("10000 regions, 10000 distinct")
+
+
+def test_values_print_as_type_and_shape():
+    assert str(ValueReport("x", "bfloat16", (2, "s0"), "cuda:0")) == "bfloat16[2, s0]"
