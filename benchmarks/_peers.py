@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 
-def fake_tensors(shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-    """Makes fake float32 tensors of one mode, each with a storage of its own."""
+def fake_tensors(shape: tuple[int, ...], *, shared: bool) -> Callable[[], torch.Tensor]:
+    """Gives fake float32 tensors of one mode: one and the same, or each with a storage of its own."""
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     mode = FakeTensorMode()
@@ -22,7 +22,8 @@ def fake_tensors(shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
         # An operator run under the mode costs ten times as much.
         return FakeTensor(mode, torch.empty(shape, device="meta"), torch.device("cpu"))
 
-    return fresh
+    one = fresh()
+    return (lambda: one) if shared else fresh
 
 
 # --- graph passes: a graph in, a graph with compiled regions out ------------------------------------

@@ -37,7 +37,7 @@ CASES: dict[str, tuple[int, bool, bool]] = {
     "8 distinct": (8, True, False),
     "L=16 train": (16, False, True),
 }
-QUICK_CASES = {"L=1": CASES["L=1"], "L=4": CASES["L=4"]}
+QUICK_CASES = {"L=4": CASES["L=4"]}
 MEMORY_CASE = "L=32"
 WAYS = ("pytorch", "ours")
 AGAIN = 3  # runs of the pass in a process that has compiled the same before

@@ -175,6 +175,19 @@ def test_its_keys_are_those_of_the_compile_that_follows(ri, explain):
     assert [(r.name, r.direction, r.key) for r in model.report.regions] == expected
 
 
+@pytest.mark.inductor
+def test_its_keys_are_those_of_a_compile_by_inductor(ri):
+    def f(x):
+        with ri.region("wave"):
+            return x.sin() + 1
+
+    (expected,) = ri.explain(f, torch.ones(3)).regions
+    compiled = ri.compile(f)
+    compiled(torch.ones(3))
+    (region,) = compiled.report.regions
+    assert region.key == expected.key
+
+
 def test_options_are_as_for_compile(ri, explain):
     model = blocks(ri, 1)
     report = explain(
@@ -376,7 +389,7 @@ def test_an_error_in_the_model_comes_through_and_everything_is_put_back(ri, expl
     ri.mark(bn)
 
     def f(x):
-        y = bn(x)
+        bn(x)
         torch._dynamo.graph_break()
         raise KeyError("model's own")
 

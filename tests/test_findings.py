@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import annotate, preserve_node_meta
@@ -265,7 +266,9 @@ def test_what_can_not_be_added_is_to_be_moved_out(ri, explain):
     with preserve_node_meta():
         gm = torch._dynamo.export(traced)(torch.ones(3, requires_grad=True)).graph_module
     finding = the_finding(explain(gm, torch.ones(3, requires_grad=True)), "broken")
-    assert finding.remedy.startswith("move what lies between them out of the marked code: `_set_gr")
+    assert finding.remedy.startswith(
+        "add what lies between them to the region, or move it out of the marked code: `_set_grad_en"
+    )
 
 
 def test_marks_that_repeat_in_layers_did_not_break(ri, explain):
@@ -273,6 +276,20 @@ def test_marks_that_repeat_in_layers_did_not_break(ri, explain):
     ri.mark(model, "*.0", name="norm")
     report = explain(model, torch.ones(2, 4))
     assert len(report.regions) == 6
+    assert report.findings == []
+
+
+def test_what_checkpointing_recomputes_did_not_break(ri, explain):
+    @ri.region("tail")
+    def tail(x):
+        return x.sin() * 2 + 1
+
+    def f(x):
+        again = torch.utils.checkpoint.checkpoint(lambda y: tail(y) @ y, x, use_reentrant=False)
+        return again.sum()
+
+    report = explain(f, torch.ones(4, 4, requires_grad=True))
+    assert [region.direction for region in report.regions] == ["forward", "backward", "backward"]
     assert report.findings == []
 
 
@@ -458,6 +475,20 @@ def test_regions_left_eager_are_counted_by_reason(ri, explain):
     )
     assert only_views.remedy == "take the mark off: views cost nothing in eager mode"
     assert only_views.source == line_of(views.__wrapped__, "@ri.region")
+
+
+def test_a_real_compile_names_what_lies_between_the_parts_of_a_broken_mark(ri):
+    def f(x):
+        with ri.region("tail"):
+            y = x.sin() + 1
+            with ri.eager():
+                y = y.view(-1)
+            return y.cos() * 2
+
+    compiled = ri.compile(f, region_backend="eager")
+    compiled(torch.ones(3, 4))
+    finding = the_finding(compiled.report, "broken")
+    assert finding.remedy.endswith(f": `aten.view` at {short(line_of(f, 'y.view'))}")
 
 
 def test_findings_come_with_a_real_compile_too(ri):

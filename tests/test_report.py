@@ -321,7 +321,7 @@ def test_code_that_moved_to_another_line_or_module_still_corresponds():
 def rekeyed(before, after):
     changes = before.diff(after)
     assert changes
-    assert not (changes.gained or changes.lost or changes.split or changes.joined)
+    assert not any((changes.gained, changes.lost, changes.split, changes.joined))
     return changes.rekeyed
 
 

@@ -23,7 +23,7 @@ from .errors import (
     RegionError,
     RegionWarning,
 )
-from .findings import findings_of
+from .findings import TRIAL_NODES, findings_of
 from .lost_marks import lost_regions, remember_marks, restore_marks, warn_of_lost_regions
 from .mark import marked_modules
 from .options import MARK_KEY
@@ -220,7 +220,9 @@ class _DryRun:
                 compiled, trace.seconds, partitioned, capture=number, direction=direction
             )
             self.report.findings += compiled.findings
-            self.report.findings += findings_of(partitioned, graphs, self.settings)
+            self.report.findings += findings_of(
+                partitioned, graphs, self.settings, trial_nodes=TRIAL_NODES
+            )
         self.report.graphs += graphs or [
             unmarked_graph_report(graph.graph, trace.seconds, capture=number, direction=direction)
         ]

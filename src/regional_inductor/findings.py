@@ -27,8 +27,9 @@ from .report import GraphReport, RegionReport
 from .source import module_path, user_source
 from .stages.partition import order_constraints, partition
 
-# Each trial partitions the graph once more; a broken mark repeats from layer to layer.
-_TRIALS = 24
+TRIAL_NODES = 300_000
+"""How many nodes a dry run partitions again, on trial, to find what would join a broken mark."""
+
 _KINDS_TO_TRY = 6
 
 _REMEDIES = (
@@ -40,7 +41,11 @@ _REMEDIES = (
 
 
 def findings_of(
-    partitioned: Partitioned, graphs: Sequence[GraphReport], settings: Settings
+    partitioned: Partitioned,
+    graphs: Sequence[GraphReport],
+    settings: Settings,
+    *,
+    trial_nodes: int = 0,
 ) -> list[Finding]:
     """What there is to say about the graphs of one pass.
 
@@ -48,9 +53,11 @@ def findings_of(
         partitioned: The partition stage's product.
         graphs: The report of each of its graphs, in the same order.
         settings: What the pass was asked to do.
+        trial_nodes: How many nodes may be partitioned again to find out what would join a broken
+            mark; none in a real compile, which should not take longer for it.
     """
     found = list(_unknown_keys(partitioned))
-    budget = _Budget(_TRIALS)
+    budget = _Budget(trial_nodes)
     for graph in partitioned.graphs:
         found += _broken_marks(graph, settings, budget)
     found += _cheap_regions(partitioned, graphs)
@@ -91,9 +98,9 @@ def _unknown_keys(partitioned: Partitioned) -> Iterator[Finding]:
 
 @dataclass
 class _Budget:
-    """How many more times a graph may be partitioned on trial."""
+    """How many more nodes may be partitioned on trial."""
 
-    trials: int
+    nodes: int
 
 
 @dataclass(frozen=True)
@@ -124,12 +131,19 @@ def _name(node: Node) -> str:
 def _broken_marks(
     graph: PartitionedGraph, settings: Settings, budget: _Budget
 ) -> Iterator[Finding]:
-    groups = [(key, regions) for key, regions in _by_entry(graph).items() if len(regions) > 1]
+    groups = [
+        regions
+        for regions in _by_entry(graph).values()
+        if len(regions) > 1
+        # Gradients of one entry, and what is recomputed for them, lie apart by nature.
+        and regions[0].direction != "backward"
+        and (budget.nodes or regions[0].mark.entry is not None)
+    ]
     if not groups:
         return
     between = _Between(graph, settings)
     alike: dict[Hashable, list[_Broken]] = {}
-    for _, regions in groups:
+    for regions in groups:
         broken = _Broken(tuple(regions), between.of(regions))
         alike.setdefault(broken.signature, []).append(broken)
     for places in alike.values():
@@ -197,7 +211,9 @@ def _broken_finding(
             remedy += ": take ri.eager off it"
     elif unmarked:
         listed = ", ".join(f"`{name}` at {short(at)}" for name, at in _kinds(unmarked)[:4])
-        remedy = f"move what lies between them out of the marked code: {listed}"
+        remedy = (
+            f"add what lies between them to the region, or move it out of the marked code: {listed}"
+        )
     else:
         remedy = (
             "regions of other marks lie between them: give all of them the same options and one id"
@@ -232,9 +248,9 @@ def _joined_by(
     if len(kinds) > 1:
         trials.append(kinds)
     for trial in trials:
-        if budget.trials <= 0:
+        if budget.nodes <= 0:
             break
-        budget.trials -= 1
+        budget.nodes -= len(graph.marked.module.graph.nodes)
         added = [node for node in usable if _kind(node) in trial]
         left = _regions_with(added, broken, graph.marked, settings)
         if left < best[1]:

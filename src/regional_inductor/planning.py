@@ -17,6 +17,7 @@ from .regions import (
     RegionCall,
     Settings,
 )
+from .stages.compile import _may_lower_directly, _unsupported
 
 
 class Planner:
@@ -48,12 +49,14 @@ class Planner:
     ) -> CompiledRegion:
         call: RegionCall = node.meta[REGION_META]
         options = {**settings.default_options, **dict(call.mark.options)}
-        reason = call.eager_reason or _numerics(call, settings)
+        reason = call.eager_reason or _unsupported(call, settings)
         if reason:
             return CompiledRegion("", None, "eager", reason, options=options)
         module = graph.submodules[str(node.target)]
         assert isinstance(module, torch.fx.GraphModule)
-        backend = inductor.backend_identity() if settings.region_backend == "inductor" else "eager"
+        backend: str = settings.region_backend
+        if backend == "inductor":
+            backend = f"{inductor.backend_identity()} {_may_lower_directly(settings)}"
         parts = key_parts(module, options, backend=backend, environment=environment)
         key = combined_key(parts)
         if options.get("triton.cudagraphs"):
@@ -68,9 +71,3 @@ class Planner:
 def _awaits_compilation(node: Node) -> bool:
     call = node.meta.get(REGION_META)
     return isinstance(call, RegionCall) and not call.stitched
-
-
-def _numerics(call: RegionCall, settings: Settings) -> str:
-    if (call.mark.numerics or settings.numerics) == "eager":
-        return 'numerics="eager": its operators run as they are, which is bit-equal to eager'
-    return ""

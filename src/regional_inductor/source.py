@@ -53,6 +53,7 @@ def module_names(node: Node) -> list[str]:
     return [_qualified(str(value[0])) for value in stack.values()]
 
 
+@functools.lru_cache(maxsize=65536)
 def _qualified(path: str) -> str:
     """`L['self'].layers.0.mlp` and Dynamo's other spellings as `layers.0.mlp`."""
     path = re.sub(r"^[LG]\['[^']*'\]\.?|^L__self___?", "", path)

@@ -52,6 +52,18 @@ def test_stitched_equals_eager_when_inputs_are_one_tensor(program, merge):
 
 
 @given(programs(), MERGES)
+def test_stitched_equals_eager_where_nothing_recorded_values(program, merge):
+    """No fake value tells which nodes share storage then: only the operators do."""
+    expected = observe(build(program), arguments(program))
+    gm = build(program)
+    for node in gm.graph.nodes:
+        node.meta.pop("val", None)
+        node.meta.pop("example_value", None)
+    result = ri.regional_inductor(gm, *arguments(program), region_backend="eager", merge=merge)
+    assert observe(result, arguments(program)) == expected
+
+
+@given(programs(), MERGES)
 def test_the_boxed_call_empties_its_list_and_gives_the_same(program, merge):
     expected = observe(build(program), arguments(program))
     result = apply(build(program), merge)
