@@ -221,7 +221,7 @@ def is_boxed(gm: Any) -> bool:
     return "Boxed" in type(gm.graph._codegen).__name__
 
 
-@pytest.mark.parametrize("saved", sorted(SAVED))
+@pytest.mark.parametrize("saved", ["no checkpointing", "matmuls saved"])
 @pytest.mark.parametrize("marker", sorted(MARKERS))
 def test_training_through_torch_compile_equals_eager(marker, saved):
     """The whole path: marks through Dynamo, checkpointing and AOTAutograd into both graphs."""
