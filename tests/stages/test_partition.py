@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from expecttest import assert_expected_inline
-from support.graphs import capture, marked, with_id, with_options
+from support.graphs import calls, capture, marked, with_id, with_options
 from support.stages import after, schedule_text
 
 import regional_inductor as ri
@@ -161,5 +161,41 @@ graph (outermost):
   [my_norm_1: cos]
   exp_1
   [region_2nd: tan]
+  output""",
+    )
+
+
+def test_what_bucketing_makes_of_two_entries_ties_them_not_together():
+    """Such a node carries the mark of the bucket's first node, and lists the marks of them all."""
+
+    def fn(x, y):
+        with ri.region("norm"):
+            a = x.sin()
+        with ri.region("norm"):
+            b = y.cos()
+        return torch.cat([a, b])
+
+    gm = capture(fn, torch.ones(4), torch.ones(4))
+    a, b, cat = calls(gm)
+    cat.meta["custom"] = a.meta["custom"]
+    assert_expected_inline(
+        schedule_text(after("partition", gm, merge="scope")),
+        """\
+graph (outermost):
+  x_1
+  y_1
+  [norm: sin cos cat]
+  output""",
+    )
+    cat.meta["bucketing_custom_sources"] = [a.meta["custom"], b.meta["custom"]]
+    assert_expected_inline(
+        schedule_text(after("partition", gm, merge="scope")),
+        """\
+graph (outermost):
+  x_1
+  y_1
+  [norm: sin]
+  [norm_1: cos]
+  cat
   output""",
     )
