@@ -65,7 +65,8 @@ def set_by_the_user() -> dict[str, str]:
     return {
         name: repr(value)
         for name, value in config.get_config_copy().items()
-        if not is_default(name)
+        # What was patched and put back counts as set for torch, at the value it always had.
+        if not is_default(name) and repr(value) != repr(config._config[name].default)
     }
 
 
