@@ -1,11 +1,11 @@
-# make demo | test | check | bench | format | clean       each sets up .venv first, once
+# make demo | test | test-models | check | bench | format | clean       each sets up .venv first, once
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test test-models check bench format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt tools/set_up.sh
@@ -19,6 +19,11 @@ demo: $(STAMP)
 # Two workers share one Inductor cache, made for the run and removed after it (tests/conftest.py).
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Real architectures against eager, each in a process of its own: tens of minutes. ARGS="llama vit" for some.
+test-models: $(STAMP)
+	@[ -d $(VENV)/models ] || sh tools/set_up_models.sh "$(VENV)"
+	@PYTHONPATH=$(VENV)/models $(BIN)/python -m tests.models --table docs/models.md $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .

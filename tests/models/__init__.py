@@ -1,0 +1,1 @@
+"""The sweep over real architectures: `make test-models`."""
