@@ -13,9 +13,17 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from regional_inductor import report_json
+from regional_inductor._torch import generated
 from regional_inductor.costs import costs_of
 from regional_inductor.regions import Finding
-from regional_inductor.report import GraphReport, RegionReport, Report, ValueReport
+from regional_inductor.report import (
+    GraphReport,
+    KernelReport,
+    OperatorReport,
+    RegionReport,
+    Report,
+    ValueReport,
+)
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "report-schema.md"
 
@@ -209,6 +217,122 @@ def test_symbolic_sizes_count_as_what_they_were_and_add_no_guard(ri, explain):
     assert dynamic.bytes_eager == static.bytes_eager
 
 
+# --- the operators of a graph ---------------------------------------------------------------------
+
+
+def test_each_operator_with_its_region_inputs_module_and_line(ri, explain):
+    with torch.no_grad():
+        (graph,) = explain(mlp(ri), torch.randn(2, 8)).graphs
+    assert len(graph.operators) == graph.nodes
+    _, first, *norm = graph.operators
+    assert (first.op, first.region, first.module_path) == ("aten.addmm.default", None, "0")
+    assert first.value == "float32[2, 8]"
+    assert {(op.region, op.module_path) for op in norm} == {(0, "1")}
+    assert norm[0].inputs == (1,)
+    assert all(number < i for i, op in enumerate(graph.operators) for number in op.inputs)
+    assert len(norm) == graph.regions[0].nodes
+
+
+def test_operators_know_the_users_line(ri, explain):
+    def f(x):
+        return x.sin()
+
+    (operator,) = explain(f, torch.ones(2)).graphs[0].operators
+    assert operator == OperatorReport(
+        "sin", "aten.sin.default", source=operator.source, value="float32[2]"
+    )
+    assert operator.source == f"{__file__}:{f.__code__.co_firstlineno + 1}"
+
+
+def test_a_real_compile_knows_them_too_and_when_each_stage_began(ri):
+    model = ri.compile(mlp(ri), region_backend="eager")
+    with torch.no_grad():
+        model(torch.randn(2, 8))
+    (graph,) = model.report.graphs
+    assert len(graph.operators) == graph.nodes
+    stages = ["collect", "partition", "outline", "compile", "stitch"]
+    assert list(graph.seconds) == list(graph.started) == stages
+    assert sorted(graph.started.values()) == list(graph.started.values())
+    (region,) = graph.regions
+    assert graph.started["compile"] <= region.started <= graph.started["stitch"]
+    assert set(region.key_parts) >= {"operators", "inputs", "options"}
+
+
+# --- kernels and generated code -------------------------------------------------------------------
+
+GENERATED = """
+cpp_fused_add_sin_0 = async_compile.cpp_pybinding(['const float*', 'float*'], r'''
+extern "C"  void  kernel(const float* in_ptr0, float* out_ptr0)
+{
+    auto tmp0 = std::sin(in_ptr0[0]);
+}
+''')
+
+
+# Topologically Sorted Source Nodes: [y], Original ATen: [aten.mul, aten.sum]
+# Source node to ATen node mapping:
+triton_per_fused_mul_sum_1 = async_compile.triton('triton_per_fused_mul_sum_1', '''
+import triton
+''', device_str='cuda')
+
+async_compile.wait(globals())
+
+def call(self, args):
+    arg0_1, arg1_1 = args
+    assert_size_stride(arg0_1, (4,), (1,), 'torch.ops.aten.view.default')
+    cpp_fused_add_sin_0(arg0_1, buf0)
+    extern_kernels.mm(buf0, arg1_1, out=buf1)
+    triton_per_fused_mul_sum_1.run(buf1, buf2, 4, stream=stream0)
+    buf3 = torch.ops.aten.cumsum.default(buf2, dim=0, dtype=None)
+    return (buf3, )
+"""
+
+
+def test_kernels_are_read_off_the_generated_code():
+    ops = ["aten.sin.default", "aten.add.Tensor", "aten.mm.default", "aten.cumsum.default"]
+    kernels = generated.kernels_in(GENERATED, ops)
+    assert [(kernel.name, kernel.kind, kernel.ops) for kernel in kernels] == [
+        ("cpp_fused_add_sin_0", "generated", ("aten.add", "aten.sin")),
+        ("extern_kernels.mm", "library", ("aten.mm",)),
+        ("triton_per_fused_mul_sum_1", "generated", ("aten.mul", "aten.sum")),
+        ("torch.ops.aten.cumsum", "fallback", ("aten.cumsum",)),
+    ]
+
+
+@pytest.mark.inductor
+def test_a_compiled_region_knows_its_kernels_its_steps_and_what_was_not_fused(ri):
+    @ri.region("mix")
+    def mix(x, w):
+        return (x.sin() + 1) @ w
+
+    compiled = ri.compile(mix)
+    compiled(torch.ones(4, 4), torch.ones(4, 4))
+    (region,) = compiled.report.regions
+    assert [(kernel.kind, set(kernel.ops)) for kernel in region.kernels] == [
+        ("generated", {"aten.sin", "aten.add"}),
+        ("library", {"aten.mm"}),
+    ]
+    assert region.not_fused == ("aten.mm",)
+    assert set(region.steps) == {"prepare", "lower", "generate", "compile"}
+    assert sum(region.steps.values()) == pytest.approx(region.seconds)
+    assert region.kernels[0].name in compiled.report.code[region.key]
+
+
+@pytest.mark.inductor
+def test_the_code_of_a_standalone_artifact_is_known_too(ri):
+    def f(x):
+        return x.sin() + 1
+
+    gm = make_fx(f, tracing_mode="fake")(torch.ones(4))
+    ri.mark_nodes(gm, lambda node: True, name="wave")
+    ri.regional_inductor(gm, torch.ones(4))
+    report = ri.last_report()
+    (region,) = report.regions
+    assert [kernel.kind for kernel in region.kernels] == ["generated"]
+    assert region.not_fused == ()
+    assert "async_compile" in report.code[region.key]
+
+
 # --- JSON -----------------------------------------------------------------------------------------
 
 
@@ -216,6 +340,13 @@ def full_report(ri, explain):
     model = mlp(ri)
     found = explain(model, torch.randn(2, 8), options={"max_autotune": True})
     found.findings.append(Finding("cheap", "message", "file:1", "remedy", "region"))
+    graph = found.graphs[0]
+    kernel = KernelReport("cpp_fused_add_0", "generated", ("aten.add",))
+    compiled = dataclasses.replace(
+        graph.regions[0], kernels=(kernel,), not_fused=(), started=1.5, steps={"lower": 0.5}
+    )
+    found.graphs[0] = dataclasses.replace(graph, regions=(compiled, *graph.regions[1:]))
+    found.code[compiled.key] = "def call(args): ..."
     return found
 
 
@@ -227,6 +358,8 @@ def test_a_report_comes_back_from_json_equal(ri, explain):
     assert after.findings == before.findings
     assert after.environment == before.environment
     assert after.dry_run
+    assert after.code == before.code
+    assert after.graphs[0].operators == before.graphs[0].operators != ()
     assert str(after) == str(before)
     assert not before.diff(after)
 
@@ -244,6 +377,15 @@ def test_fields_of_a_later_version_are_passed_over():
     assert Report.from_json(json.dumps(document)).regions == report(region()).regions
 
 
+def test_version_1_is_still_read():
+    document = json.loads(report(region()).to_json())
+    document["version"] = 1
+    del document["code"], document["graphs"][0]["operators"], document["graphs"][0]["started"]
+    for name in ("started", "steps"):
+        del document["graphs"][0]["regions"][0][name]
+    assert Report.from_json(json.dumps(document)).regions == report(region()).regions
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -251,7 +393,7 @@ def test_fields_of_a_later_version_are_passed_over():
         ('{"schema": "x"}', "not a report of regional_inductor"),
         (
             json.dumps({"schema": report_json.SCHEMA, "version": 99}),
-            "the report has version 99 of the schema, and this regional_inductor reads version 1",
+            "the report has version 99 of the schema, and this regional_inductor reads versions 1 and 2",
         ),
         ("{", "Expecting property name"),
     ],
@@ -269,6 +411,8 @@ def test_the_documented_schema_has_the_fields_that_are_written(ri, explain):
         ("report", document),
         ("graph", graph),
         ("region", graph["regions"][0]),
+        ("operator", graph["operators"][0]),
+        ("kernel", graph["regions"][0]["kernels"][0]),
         ("value", graph["regions"][0]["inputs"][0]),
         ("finding", document["findings"][0]),
     ):

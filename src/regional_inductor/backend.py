@@ -28,7 +28,8 @@ from .regions import (
     RegionCall,
     Settings,
 )
-from .report import Report, graph_reports, publish, unmarked_graph_report
+from .report import Report, publish
+from .report_from_stages import code_of, graph_reports, unmarked_graph_report, with_times
 from .stages.collect import collect
 from .stages.compile import compile as compile_stage
 from .stages.outline import outline
@@ -140,22 +141,25 @@ def run_pass(
 ) -> Any:
     """The pass itself; adds what it did to a report."""
     trace = pipeline.Trace()
+    before = len(report.graphs)
 
     def observe(stage: str, product: Any, seconds: float) -> None:
         trace(stage, product, seconds)
         if stage == "compile":
             partitioned = trace.products["partition"]
             graphs = graph_reports(
-                product, trace.seconds, partitioned, capture=capture, direction=direction
+                product, trace, partitioned, capture=capture, direction=direction
             )
             report.graphs += graphs or [
-                unmarked_graph_report(gm.graph, trace.seconds, capture=capture, direction=direction)
+                unmarked_graph_report(gm.graph, trace, capture=capture, direction=direction)
             ]
+            report.code.update(code_of(product))
             report.findings += product.findings
             report.findings += findings_of(partitioned, graphs, settings)
             report.environment.update(described_environment())
 
     pipeline.run(gm, example_inputs, settings, observer=observe)
+    report.graphs[before:] = with_times(report.graphs[before:], trace)
     set_calling_convention(gm)
     if settings.region_backend == "inductor" and inductor.autograd_cache_forced():
         return inductor.regional_output_code(gm)
@@ -214,7 +218,8 @@ def compile_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
     compiled = pipeline.run(
         gm, (), settings, start=outlined, stages=(compile_stage,), observer=trace
     )
-    report.graphs += graph_reports(compiled, trace.seconds)
+    report.graphs += graph_reports(compiled, trace)
+    report.code.update(code_of(compiled))
     stitch(compiled, settings)
     set_calling_convention(gm)
     publish(report)

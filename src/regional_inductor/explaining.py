@@ -30,7 +30,8 @@ from .options import MARK_KEY
 from .planning import Planner
 from .region_key import described_environment
 from .regions import Compiled, Direction, Finding, Settings
-from .report import Report, graph_reports, unmarked_graph_report
+from .report import Report
+from .report_from_stages import graph_reports, unmarked_graph_report
 from .source import module_names
 from .stages.collect import collect
 from .stages.outline import outline
@@ -217,14 +218,14 @@ class _DryRun:
         else:
             partitioned = trace.products["partition"]
             graphs = graph_reports(
-                compiled, trace.seconds, partitioned, capture=number, direction=direction
+                compiled, trace, partitioned, capture=number, direction=direction
             )
             self.report.findings += compiled.findings
             self.report.findings += findings_of(
                 partitioned, graphs, self.settings, trial_nodes=TRIAL_NODES
             )
         self.report.graphs += graphs or [
-            unmarked_graph_report(graph.graph, trace.seconds, capture=number, direction=direction)
+            unmarked_graph_report(graph.graph, trace, capture=number, direction=direction)
         ]
 
     def note_backend(self, model_or_fn: Any) -> None:

@@ -30,10 +30,13 @@ class Trace:
 
     products: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    started: dict[str, float] = field(default_factory=dict)
+    """When each stage began, on the clock of `time.perf_counter`."""
 
     def __call__(self, stage: str, product: Any, seconds: float) -> None:
         self.products[stage] = product
         self.seconds[stage] = seconds
+        self.started[stage] = time.perf_counter() - seconds
 
 
 def run(

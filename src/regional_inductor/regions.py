@@ -179,12 +179,16 @@ class CompiledRegion:
 
     key: str
     call: Callable[..., Any] | None
-    status: Literal["compiled", "shared", "memory", "eager", "planned"]
+    status: Literal["compiled", "shared", "memory", "disk", "eager", "planned"]
     reason: str = ""
     seconds: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     key_parts: Mapping[str, str] = field(default_factory=dict)
     boxed: bool = False
+    started: float | None = None
+    """When its compile began, on the clock of `time.perf_counter`."""
+    steps: Mapping[str, float] = field(default_factory=dict)
+    """Seconds in each step of its compile, by name; part of `seconds`."""
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import torch.fx
-
-from ._torch.config import changed_from
-from ._torch.symbols import expression_of, leaves
-from .costs import costs_of
-from .regions import REGION_META, Compiled, CompiledGraph, Finding, Partitioned, RegionCall
+from .regions import Finding
 
 if TYPE_CHECKING:
     from .report_diff import ReportDiff
@@ -40,6 +34,45 @@ class ValueReport:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One kernel that a compiled region runs.
+
+    Attributes:
+        name: ``"cpp_fused_add_mul_0"``, ``"extern_kernels.mm"``, ``"torch.ops.aten.cumsum"``.
+        kind: ``"generated"`` by Inductor, ``"library"`` (a matrix multiplication and the like), or
+            ``"fallback"`` (an operator that runs as it is in eager mode).
+        ops: The operators in it, as far as the generated code names them.
+    """
+
+    name: str
+    kind: str
+    ops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OperatorReport:
+    """One operator of a graph.
+
+    Attributes:
+        name: Its node in the graph.
+        op: ``"aten.add.Tensor"`` and the like.
+        region: Which region of the graph it is in, counted from 0, or None.
+        inputs: Which operators of the graph it reads, by their number.
+        module_path: Qualified name of the module that it was called in, or ``""``.
+        source: ``file:line`` of the user's code, or ``""``.
+        value: What it gives, such as ``"float32[2, 8]"``.
+    """
+
+    name: str
+    op: str
+    region: int | None = None
+    inputs: tuple[int, ...] = ()
+    module_path: str = ""
+    source: str = ""
+    value: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,8 +103,14 @@ class RegionReport:
         bytes_eager: Bytes that its operators would read and write one by one, or None likewise.
         flops: Floating-point operations of matrix multiplications, convolutions and attention, or
             None likewise.
-        kernels: Names of the kernels that were generated for it, or None where that isn't known.
-        not_fused: Operators that have a kernel of their own, or None where that isn't known.
+        kernels: The kernels that it runs, in order, or None where that isn't known.
+        not_fused: Operators outside its largest generated kernel, or None where that isn't known;
+            empty if all of it became one kernel.
+        started: When its compile began, in seconds on the clock that `GraphReport.started` is on,
+            or None.
+        steps: Seconds in each step of its compile: ``"prepare"`` (tracing, looking into Inductor's
+            caches), ``"lower"``, ``"generate"`` (scheduling and code), ``"compile"`` (the C++ or
+            Triton compiler, and loading).
     """
 
     name: str
@@ -94,8 +133,10 @@ class RegionReport:
     bytes_written: int | None = None
     bytes_eager: int | None = None
     flops: int | None = None
-    kernels: tuple[str, ...] | None = None
+    kernels: tuple[KernelReport, ...] | None = None
     not_fused: tuple[str, ...] | None = None
+    started: float | None = None
+    steps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,6 +152,10 @@ class GraphReport:
             another, and so does a recompile; forward, backward and bodies of one share the number.
         direction: ``"forward"``, ``"backward"``, ``"inference"``, or ``"joint"`` for both in one.
         marked: How many of the nodes are marked.
+        started: When each stage began, in seconds on a clock of which only differences mean
+            something.
+        operators: The nodes, in the order in which they were captured; empty where that isn't
+            known: for graphs that were outlined before, say.
     """
 
     path: str
@@ -120,6 +165,8 @@ class GraphReport:
     capture: int = 0
     direction: str = ""
     marked: int = 0
+    started: Mapping[str, float] = field(default_factory=dict)
+    operators: tuple[OperatorReport, ...] = ()
 
     @property
     def eager(self) -> int:
@@ -138,6 +185,7 @@ class Report:
         findings: What is worth knowing, each with its line and its remedy.
         environment: The settings outside the graphs that region keys depend on, as text by name.
         dry_run: Whether nothing was compiled, as with `explain`.
+        code: The code that Inductor generated, by region key.
 
     Example:
         >>> import regional_inductor as ri
@@ -148,6 +196,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     dry_run: bool = False
+    code: dict[str, str] = field(default_factory=dict)
 
     @property
     def regions(self) -> list[RegionReport]:
@@ -185,7 +234,9 @@ class Report:
             ``report.capture(0).diff(report.capture(1))``. Findings stay with the whole.
         """
         graphs = [replace(graph, capture=0) for graph in self.graphs if graph.capture == number]
-        return Report(graphs, [], dict(self.environment), self.dry_run)
+        keys = {region.key for graph in graphs for region in graph.regions}
+        code = {key: text for key, text in self.code.items() if key in keys}
+        return Report(graphs, [], dict(self.environment), self.dry_run, code)
 
     def diff(self, other: Report) -> ReportDiff:
         """What changed from this report to another.
@@ -278,117 +329,3 @@ def publish(report: Report) -> None:
     global _last
     with _lock:
         _last = report
-
-
-def graph_reports(
-    compiled: Compiled,
-    seconds: Mapping[str, float],
-    partitioned: Partitioned | None = None,
-    *,
-    capture: int = 0,
-    direction: str = "",
-) -> list[GraphReport]:
-    """What the compile stage's product says, before stitching replaces its nodes.
-
-    Args:
-        compiled: The product.
-        seconds: Time in each stage, by name.
-        partitioned: The product of the partition stage; without it paths and marks aren't known.
-        capture: Number of the captured graph that this is about.
-        direction: Which of its graphs this is; taken from the marks where it isn't given.
-    """
-    marked = [graph.marked for graph in partitioned.graphs] if partitioned is not None else []
-    result = []
-    for index, graph in enumerate(compiled.graphs):
-        regions = _region_reports(graph)
-        inside = sum(region.nodes for region in regions)
-        outside = sum(_is_operator(n) for n in graph.outlined.graph.nodes if n not in graph.regions)
-        about = marked[index] if index < len(marked) else None
-        own = "joint" if about is not None and about.joint else direction
-        if not own:
-            own = regions[0].direction if regions else ""
-        result.append(
-            GraphReport(
-                path=about.path if about is not None else "",
-                nodes=inside + outside,
-                regions=regions,
-                seconds=dict(seconds),
-                capture=capture,
-                direction=own,
-                marked=len(about.marks) if about is not None else inside,
-            )
-        )
-    return result
-
-
-def unmarked_graph_report(
-    graph: torch.fx.Graph, seconds: Mapping[str, float], *, capture: int, direction: str
-) -> GraphReport:
-    """A graph that has no mark at all, which the stages pass over."""
-    nodes = sum(_is_operator(node) for node in graph.nodes)
-    return GraphReport("", nodes, (), dict(seconds), capture, direction)
-
-
-def _region_reports(graph: CompiledGraph) -> tuple[RegionReport, ...]:
-    regions = []
-    costs: dict[str, Any] = {}
-    for node, region in graph.regions.items():
-        call: RegionCall = node.meta[REGION_META]
-        module = _outlined(node, graph)
-        if region.key not in costs or not region.key:
-            costs[region.key] = costs_of(module) if module is not None else None
-        cost = costs[region.key]
-        regions.append(
-            RegionReport(
-                name=call.name,
-                direction=call.direction,
-                source=call.source,
-                module_path=call.module_path,
-                nodes=call.nodes,
-                ops=call.ops,
-                options=dict(region.options),
-                key=region.key,
-                shared_by=1,
-                status=region.status,
-                reason=region.reason,
-                seconds=region.seconds,
-                inputs=_values(list(node.all_input_nodes)),
-                outputs=_values(list(module.graph.output_node().all_input_nodes) if module else []),
-                changed_options=changed_from(region.options),
-                key_parts=dict(region.key_parts),
-                bytes_read=cost and cost.bytes_read,
-                bytes_written=cost and cost.bytes_written,
-                bytes_eager=cost and cost.bytes_eager,
-                flops=cost and cost.flops,
-            )
-        )
-    return tuple(regions)
-
-
-def _outlined(node: torch.fx.Node, graph: CompiledGraph) -> torch.fx.GraphModule | None:
-    name = str(node.target)
-    module = graph.outlined.submodules.get(name) or getattr(graph.outlined.module, name, None)
-    return module if isinstance(module, torch.fx.GraphModule) else None
-
-
-def _values(nodes: Sequence[torch.fx.Node]) -> tuple[ValueReport, ...]:
-    return tuple(_value(node.name, leaf) for node in nodes for leaf in leaves(node.meta.get("val")))
-
-
-def _value(name: str, value: Any) -> ValueReport:
-    if not isinstance(value, torch.Tensor):
-        return ValueReport(name, type(value).__name__)
-    shape = tuple(size if type(size) is int else _symbolic(size) for size in value.shape)
-    return ValueReport(name, str(value.dtype).removeprefix("torch."), shape, str(value.device))
-
-
-def _symbolic(size: Any) -> str:
-    node = getattr(size, "node", None)
-    return str(node.expr) if node is not None else expression_of(size)
-
-
-def _is_operator(node: torch.fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method", "call_module"):
-        return False
-    first = node.args[0] if node.args else None
-    return not (isinstance(first, torch.fx.Node) and REGION_META in first.meta)

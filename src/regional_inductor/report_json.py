@@ -8,11 +8,20 @@ from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 from .regions import Finding
-from .report import GraphReport, RegionReport, Report, ValueReport
+from .report import (
+    GraphReport,
+    KernelReport,
+    OperatorReport,
+    RegionReport,
+    Report,
+    ValueReport,
+)
 
 SCHEMA = "regional_inductor.report"
-VERSION = 1
+VERSION = 2
 """Raised when a field changes its meaning or goes; new fields alone leave it as it is."""
+READABLE = (1, 2)
+"""Version 1 knew no kernels: the field that changed was always null."""
 
 _T = TypeVar("_T")
 
@@ -32,6 +41,7 @@ def dumps(report: Report, indent: int | None = None) -> str:
         "environment": report.environment,
         "graphs": graphs,
         "findings": [asdict(finding) for finding in report.findings],
+        "code": report.code,
     }
     return json.dumps(_plain(document), indent=indent)
 
@@ -45,22 +55,27 @@ def loads(text: str | bytes) -> Report:
     document = json.loads(text)
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ValueError(f"not a report of regional_inductor: no {SCHEMA!r} under 'schema'")
-    if document.get("version") != VERSION:
+    if document.get("version") not in READABLE:
         raise ValueError(
             f"the report has version {document.get('version')!r} of the schema, and this "
-            f"regional_inductor reads version {VERSION}"
+            f"regional_inductor reads versions {' and '.join(map(str, READABLE))}"
         )
     return Report(
         [_graph(graph) for graph in document["graphs"]],
         [_known(Finding, finding) for finding in document["findings"]],
         dict(document["environment"]),
         document["dry_run"],
+        dict(document.get("code", {})),
     )
 
 
 def _graph(document: Mapping[str, Any]) -> GraphReport:
     regions = tuple(_region(region) for region in document["regions"])
-    return _known(GraphReport, {**document, "regions": regions})
+    operators = tuple(
+        _known(OperatorReport, {**operator, "inputs": tuple(operator["inputs"])})
+        for operator in document.get("operators", ())
+    )
+    return _known(GraphReport, {**document, "regions": regions, "operators": operators})
 
 
 def _region(document: Mapping[str, Any]) -> RegionReport:
@@ -70,8 +85,13 @@ def _region(document: Mapping[str, Any]) -> RegionReport:
             _known(ValueReport, {**value, "shape": tuple(value["shape"])})
             for value in document[name]
         )
-    for name in ("ops", "kernels", "not_fused"):
+    for name in ("ops", "not_fused"):
         values[name] = None if values.get(name) is None else tuple(values[name])
+    if values.get("kernels") is not None:
+        values["kernels"] = tuple(
+            _known(KernelReport, {**kernel, "ops": tuple(kernel["ops"])})
+            for kernel in values["kernels"]
+        )
     return _known(RegionReport, values)
 
 

@@ -159,8 +159,9 @@ def _decomposed(
     from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.traceback import preserve_node_meta
 
-    with enable_python_dispatcher(), mode:
+    with enable_python_dispatcher(), mode, preserve_node_meta():
         traced = make_fx(
             lambda *args: torch.fx.Interpreter(module).run(*args),
             decomposition_table=select_decomp_table(),

@@ -19,6 +19,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..identity import identity_of
+from . import generated
 
 
 def compile_standalone(
@@ -55,9 +56,12 @@ def compile_standalone(
                 functorch_config.patch(remat_using_tags_for_fwd_loss_bwd_graph=False)
             )
         stack.enter_context(_named_in_trace(name))
-        return torch._inductor.standalone_compile(
+        code = stack.enter_context(generated.recorded_code())
+        artifact = torch._inductor.standalone_compile(
             module, list(inputs), dynamic_shapes="from_tracing_context", aot=True
         )
+        generated.attach_code(artifact, code)
+        return artifact
 
 
 @contextlib.contextmanager

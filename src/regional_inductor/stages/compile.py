@@ -15,10 +15,10 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
-from .._torch import direct, inductor
+from .._torch import direct, generated, inductor
 from .._torch.values import fake_mode_of, in_one_mode
 from ..errors import RegionCompileError, RegionError, RegionWarning
-from ..region_key import environment_key, region_key
+from ..region_key import combined_key, environment_key, key_parts
 from ..regions import (
     REGION_META,
     Compiled,
@@ -90,16 +90,21 @@ def _compile_call(
     backend: str = settings.region_backend
     if backend == "inductor":
         backend = f"{inductor.backend_identity()} {_may_lower_directly(settings)}"
-    key = region_key(module, options, backend=backend, environment=environment)
+    parts = key_parts(module, options, backend=backend, environment=environment)
+    key = combined_key(parts)
     if options.get("triton.cudagraphs"):
         key = f"{key}:{len(done)}"  # a recording belongs to one call site
     with _lock:
         earlier = done.get(key)
         if earlier is not None:
             return replace(
-                earlier, status="eager" if earlier.call is None else "shared", seconds=0.0
+                earlier,
+                status="eager" if earlier.call is None else "shared",
+                seconds=0.0,
+                started=None,
+                steps={},
             )
-        done[key] = _compile_key(key, module, options, call, settings)
+        done[key] = replace(_compile_key(key, module, options, call, settings), key_parts=parts)
         return done[key]
 
 
@@ -116,19 +121,27 @@ def _compile_key(
         return CompiledRegion(key, known, "memory", options=options, boxed=_is_boxed(known))
     started = time.perf_counter()
     try:
-        with time_limit(call.mark.compile_timeout):
+        with time_limit(call.mark.compile_timeout), generated.timed_steps() as steps:
             compiled = _BACKENDS[settings.region_backend](module, options, call, settings)
     except RegionError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a compiler may raise is this region's failure
         failed = _failed(error, key, call, settings, time.perf_counter() - started)
-        return replace(failed, options=options)
+        return replace(failed, options=options, started=started)
     _memory[key] = compiled
     while len(_memory) > _MEMORY_LIMIT:
         _memory.popitem(last=False)
     seconds = time.perf_counter() - started
-    boxed = _is_boxed(compiled)
-    return CompiledRegion(key, compiled, "compiled", seconds=seconds, options=options, boxed=boxed)
+    return CompiledRegion(
+        key,
+        compiled,
+        "compiled",
+        seconds=seconds,
+        options=options,
+        boxed=_is_boxed(compiled),
+        started=started,
+        steps=steps.seconds,
+    )
 
 
 def _awaits_compilation(node: Node) -> bool:
