@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .explaining import explain
     from .exporting import export
     from .report import Report, last_report
+    from .verification import Verification
+    from .verifying import verify
 
 _LAZY = {
     "compile": "compiling",
@@ -38,6 +40,8 @@ _LAZY = {
     "outline_regions": "backend",
     "regional_inductor": "backend",
     "Report": "report",
+    "Verification": "verification",
+    "verify": "verifying",
 }
 
 
@@ -63,6 +67,7 @@ __all__ = [
     "RegionError",
     "RegionWarning",
     "Report",
+    "Verification",
     "compile",
     "compile_regions",
     "eager",
@@ -75,4 +80,5 @@ __all__ = [
     "outline_regions",
     "region",
     "regional_inductor",
+    "verify",
 ]

@@ -37,6 +37,7 @@ from .stages.partition import partition
 from .stages.stitch import commit, set_calling_convention, stitch
 
 _M = TypeVar("_M", bound=Callable[..., Any])
+Stages = Sequence[Callable[..., Any]]
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "merge": ("scope", "all"),
@@ -138,6 +139,7 @@ def run_pass(
     *,
     capture: int = 0,
     direction: str = "",
+    stages: Stages = pipeline.STAGES,
 ) -> Any:
     """The pass itself; adds what it did to a report."""
     trace = pipeline.Trace()
@@ -158,7 +160,7 @@ def run_pass(
             report.findings += findings_of(partitioned, graphs, settings)
             report.environment.update(described_environment())
 
-    pipeline.run(gm, example_inputs, settings, observer=observe)
+    pipeline.run(gm, example_inputs, settings, stages=stages, observer=observe)
     report.graphs[before:] = with_times(report.graphs[before:], trace)
     set_calling_convention(gm)
     if settings.region_backend == "inductor" and inductor.autograd_cache_forced():
@@ -284,9 +286,16 @@ def backend_settings(options: Mapping[str, Any] | None, mode: str | None = None)
 
 
 def compile_captured(
-    gm: torch.fx.GraphModule, example_inputs: list[Any], settings: Settings, report: Report
+    gm: torch.fx.GraphModule,
+    example_inputs: list[Any],
+    settings: Settings,
+    report: Report,
+    stages: Stages = pipeline.STAGES,
 ) -> Callable[..., Any]:
-    """Take a graph that Dynamo captured through AOTAutograd and the pass."""
+    """Take a graph that Dynamo captured through AOTAutograd and the pass.
+
+    `stages` are the pass's own; `verify` and `bisect` put theirs between.
+    """
     wanted = remember_marks(gm)
     capture = report.captures
     publish(report)
@@ -298,7 +307,13 @@ def compile_captured(
                 report.findings += restore_marks(wanted, graph)
             with outside(None):
                 return run_pass(
-                    graph, inputs, settings, report, capture=capture, direction=direction
+                    graph,
+                    inputs,
+                    settings,
+                    report,
+                    capture=capture,
+                    direction=direction,
+                    stages=stages,
                 )
 
         return compile_graph

@@ -1,4 +1,4 @@
-"""The command line: `regional-inductor demo | explain | doctor`."""
+"""The command line: `regional-inductor demo | explain | verify | doctor`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_explain(commands)
+    _add_verify(commands)
     _add_doctor(commands)
     return parser
 
@@ -132,6 +133,79 @@ def _run_explain(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         arguments.json.write_text(report.to_json(indent=2) + "\n")
     return 0
+
+
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="compare each compiled region of a model with eager and float64",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Runs a model twice, forward and backward, as it is and compiled. Each compiled region is\n"
+            "compared with eager on the inputs it gets there, then the whole model's results are."
+        ),
+        epilog=(
+            "FACTORY is called without arguments and returns (model, args) or (model, args, kwargs).\n"
+            "\n"
+            "exit codes: 0 within the tolerance; 1 beyond it, or the factory or the model raised an error;\n"
+            "            2 wrong usage: no such script, module or factory, or a pattern without a match\n"
+            "\n"
+            "examples:\n"
+            "  regional-inductor verify regional_inductor.demo_worker:example\n"
+            "  regional-inductor verify model.py:build --mark 'layers.*.mlp' --tolerance 1e-5 1e-6"
+        ),
+    )
+    parser.add_argument(
+        "target", metavar="SCRIPT_OR_MODULE:FACTORY", help="what gives the model and its arguments"
+    )
+    parser.add_argument(
+        "--mark",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="mark modules by name before, as regional_inductor.mark does; may be repeated",
+    )
+    parser.add_argument(
+        "--merge", choices=("scope", "all"), help="which marked nodes may share a region"
+    )
+    parser.add_argument(
+        "--tolerance",
+        nargs=2,
+        type=float,
+        metavar=("RELATIVE", "ABSOLUTE"),
+        help="for all dtypes; by default those of torch.testing.assert_close",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
+    parser.set_defaults(run=_run_verify)
+
+
+def _run_verify(arguments: argparse.Namespace) -> int:
+    from .errors import MarkError
+    from .factory import FactoryError, load
+    from .mark import mark
+    from .verifying import verify
+
+    try:
+        example = load(arguments.target)
+        for pattern in arguments.mark:
+            mark(example.model, pattern)
+    except (FactoryError, MarkError) as error:
+        return _complain(str(error), 2)
+    except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
+        return _complain(f"{arguments.target} raised {type(error).__name__}: {error}", 1)
+    call = functools.partial(verify, example.model, *example.args, **example.kwargs)
+    try:
+        result = call(
+            merge=arguments.merge,
+            tolerances=arguments.tolerance and tuple(arguments.tolerance),
+            show=False,
+        )
+    except Exception as error:  # noqa: BLE001 - so may the model
+        return _complain(f"the model raised {type(error).__name__}: {error}", 1)
+    print(result)
+    if arguments.json is not None:
+        arguments.json.write_text(result.to_json(indent=2) + "\n")
+    return 0 if result.ok else 1
 
 
 def _complain(text: str, code: int) -> int:

@@ -84,6 +84,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     def regional_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
         return compile_captured(gm, example_inputs, settings, report)
 
+    regional_inductor.settings = settings  # type: ignore[attr-defined]  # for verify and bisect
     dynamo.watch_compiles(warn_of_lost_regions)
     publish(report)
     if isinstance(model_or_fn, torch.nn.Module):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -27,6 +25,7 @@ from .findings import TRIAL_NODES, findings_of
 from .lost_marks import lost_regions, remember_marks, restore_marks, warn_of_lost_regions
 from .mark import marked_modules
 from .options import MARK_KEY
+from .originals import call_of, tensors_of
 from .planning import Planner
 from .region_key import described_environment
 from .regions import Compiled, Direction, Finding, Settings
@@ -144,7 +143,7 @@ class _DryRun:
         warn_of_lost_regions()  # of earlier compiles, before their count is put aside
         dynamo.watch_escapes()
         usual = capture.functorch_values()
-        with undo.undone((args, kwargs, _tensors_of(function))) as undoing:
+        with undo.undone((args, kwargs, tensors_of(function))) as undoing:
 
             def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
                 run_captured = self._backend(gm, inputs, usual)
@@ -162,7 +161,7 @@ class _DryRun:
                 capture.backward_at_once(),
             ):
                 before = len(capture.graph_breaks())
-                compiled = capture.compile_with(_call_of(function), backend, dynamic)
+                compiled = capture.compile_with(call_of(function), backend, dynamic)
                 compiled(*args, **kwargs)
                 self._note_graph_breaks(capture.graph_breaks()[before:])
         dynamo.lost_regions()  # the count went back to what it was
@@ -311,38 +310,6 @@ _KINDS_OF_ERRORS = {
     MissingValueError: "missing-value",
     MarkError: "mark",
 }
-
-
-def _call_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of its own for Dynamo to start from, whose cache nobody else has entries in."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    call.__code__ = call.__code__.replace()
-    return call
-
-
-def _tensors_of(function: Any) -> list[torch.Tensor]:
-    """Parameters that a run may leave gradients on, as far as they can be found from outside."""
-    found: list[torch.Tensor] = []
-    for holder in _holders(function):
-        if isinstance(holder, torch.nn.Module):
-            found += holder.parameters()
-        elif isinstance(holder, torch.Tensor):
-            found.append(holder)
-    return found
-
-
-def _holders(function: Any) -> Iterator[Any]:
-    yield function
-    if isinstance(function, functools.partial):
-        yield from (*_holders(function.func), *function.args, *function.keywords.values())
-        return
-    yield getattr(function, "__self__", None)
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        yield from (*variables.nonlocals.values(), *variables.globals.values())
 
 
 def _marked_paths(gm: torch.fx.GraphModule) -> set[str]:

@@ -66,7 +66,7 @@ def run(
     product = start
     for stage in stages:
         started = time.perf_counter()
-        with contextlib.nullcontext() if stage is compile else paused_collection():
+        with contextlib.nullcontext() if stage.__name__ == "compile" else paused_collection():
             if stage is collect:
                 product = collect(module, example_inputs, settings)
             else:

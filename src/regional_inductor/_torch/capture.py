@@ -195,6 +195,18 @@ def _closure(function: Any) -> dict[str, Any]:
     return found
 
 
+def compile_arguments(model_or_fn: Any) -> dict[str, Any]:
+    """`mode` and `options` of the `torch.compile` call that made something, as far as given."""
+    given = getattr(backend_of(model_or_fn), "kwargs", None)
+    return dict(given) if isinstance(given, dict) else {}
+
+
+def backend_function(model_or_fn: Any) -> Any:
+    """The function that compiles graphs for something compiled, or None."""
+    backend = backend_of(model_or_fn)
+    return getattr(backend, "compiler_fn", backend)
+
+
 def backend_name(backend: Any) -> str:
     """What a user called a backend: `inductor`, `regional_inductor`, a function's name."""
     name = getattr(backend, "compiler_name", None) or getattr(backend, "__name__", None)

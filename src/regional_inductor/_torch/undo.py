@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class UndoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -32,6 +32,7 @@ class UndoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._made_here: set[int] = set()
         self._gradients: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._paused = False
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -41,13 +42,15 @@ class UndoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         if isinstance(func, OpOverload):
             for tensor in _written_by(func, args, kwargs):
                 self._copy(tensor)
         result = func(*args, **kwargs)
         if isinstance(func, (OpOverload, HigherOrderOperator)):
-            given = {storage for storage, _ in _storages(tree_leaves((args, kwargs)))}
-            for storage, _ in _storages(tree_leaves(result)):
+            given = {storage for storage, _ in storages(tree_leaves((args, kwargs)))}
+            for storage, _ in storages(tree_leaves(result)):
                 if storage not in given and storage not in self._copies:
                     self._made_here.add(storage)
         return result
@@ -60,6 +63,35 @@ class UndoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._gradients[id(tensor)] = (tensor, tensor.grad)
                     tensor.grad = None
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """See nothing for a while: a compiler at work writes to tensors of its own."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def will_write(self, tensors: Iterable[Any]) -> None:
+        """Copy what a compiled kernel is about to write to: it does so unseen by dispatch."""
+        for tensor in tensors:
+            if isinstance(tensor, torch.Tensor):
+                self._copy(tensor)
+
+    def made(self, tensors: Iterable[Any]) -> None:
+        """Take down memory that a compiled kernel allocated, which nobody knew before."""
+        for storage, _ in storages(tensors):
+            if storage not in self._copies:
+                self._made_here.add(storage)
+
+    def written(self) -> dict[int, torch.Tensor]:
+        """The memory that holds something else now, by storage, as flat tensors of that."""
+        return {
+            storage: _whole(plain, plain.dtype)
+            for storage, (plain, copy) in self._copies.items()
+            if not torch.equal(_whole(plain, torch.uint8), _whole(copy, torch.uint8))
+        }
+
     def undo(self) -> None:
         """Put everything back as it was; called after the mode was left."""
         for tensor, copy in self._copies.values():
@@ -70,7 +102,7 @@ class UndoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._gradients.clear()
 
     def _copy(self, tensor: torch.Tensor) -> None:
-        for storage, plain in _storages([tensor]):
+        for storage, plain in storages([tensor]):
             if storage in self._copies or storage in self._made_here:
                 continue
             if plain.device.type == "meta":
@@ -79,22 +111,38 @@ class UndoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._copies[storage] = (view, _copied(view))
 
 
+def _whole(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """All memory under a tensor."""
+    return torch.empty(0, dtype=dtype, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def copied_storage(tensor: torch.Tensor) -> torch.UntypedStorage:
+    """All memory under a tensor, once more."""
+    return tensor.untyped_storage().clone()  # type: ignore[no-any-return,no-untyped-call]
+
+
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
+    storage = copied_storage(tensor)
     return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage)
 
 
+# What some batch norms update although their schema doesn't say so.
+_UNANNOUNCED = ("running_mean", "running_var")
+
+
 def _written_by(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-    if not func._schema.is_mutable:
+    unannounced = _UNANNOUNCED if "batch_norm" in func._schema.name else ()
+    if not func._schema.is_mutable and not unannounced:
         return
     for index, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
+        announced = argument.alias_info is not None and argument.alias_info.is_write
+        if not announced and argument.name not in unannounced:
             continue
         value = args[index] if index < len(args) else kwargs.get(argument.name)
         yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
 
 
-def _storages(values: Iterable[Any]) -> Iterator[tuple[int, torch.Tensor]]:
+def storages(values: Iterable[Any]) -> Iterator[tuple[int, torch.Tensor]]:
     """The storages under some values, each with a plain tensor on it; subclasses are opened."""
     for value in values:
         if not isinstance(value, torch.Tensor):
@@ -102,7 +150,7 @@ def _storages(values: Iterable[Any]) -> Iterator[tuple[int, torch.Tensor]]:
         flatten = getattr(value, "__tensor_flatten__", None)
         if flatten is not None:
             names, _ = flatten()
-            yield from _storages(getattr(value, name) for name in names)
+            yield from storages(getattr(value, name) for name in names)
         elif value.layout is torch.strided:
             try:
                 yield value.untyped_storage()._cdata, value
@@ -131,3 +179,6 @@ def undone(values: Any) -> Iterator[UndoWrites]:
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(numpys)
+
+
+__all__ = ["UndoWrites", "copied_storage", "storages", "tree_leaves", "tree_map", "undone"]
