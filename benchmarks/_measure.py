@@ -68,6 +68,7 @@ def in_fresh_process(
     cache: Path | None = None,
     environment: Mapping[str, str] | None = None,
     timeout: float = 900,
+    log: Path | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Call a function of a benchmark in a process of its own.
@@ -78,6 +79,7 @@ def in_fresh_process(
         cache: Inductor's cache folder for the process.
         environment: More environment variables.
         timeout: Seconds after which the process is ended.
+        log: A file to which its standard error goes, after a line that names the call.
         **arguments: What the function gets.
 
     Returns:
@@ -97,14 +99,23 @@ def in_fresh_process(
             env=variables,
             timeout=timeout,
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
+        _keep(log, request, late.stderr)
         return {"error": f"ended after {timeout:.0f} s"}
+    _keep(log, request, done.stderr)
     for line in reversed(done.stdout.splitlines()):
         if line.startswith('{"result"'):
             result: dict[str, Any] = json.loads(line)["result"]
             return result
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return {"error": lines[-1] if lines else f"exit code {done.returncode}"}
+
+
+def _keep(log: Path | None, request: str, text: str | bytes | None) -> None:
+    if log is not None:
+        shown = text.decode(errors="replace") if isinstance(text, bytes) else text or ""
+        with log.open("a") as file:
+            file.write(f"=== {request}\n{shown.rstrip()}\n")
 
 
 def say(message: str) -> None:

@@ -27,6 +27,7 @@ from support.under_test import AGAINST, UnderTest  # noqa: E402
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "inductor: compiles with Inductor, needs a C++ compiler")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device (tests/gpu)")
     # torch 2.13 warns about its own use of torch.jit while it imports parts of itself, whichever
     # test happens to be the first to need them.
     own = r"ignore:.torch\.jit\.:DeprecationWarning"
