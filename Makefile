@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo test test-models check bench format clean
+# On a CUDA machine, as it is: its own Python with its own torch, nothing set up.
+GPU_PYTHON ?= python3
+
+.PHONY: test-gpu bench-gpu demo test test-models check bench format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt tools/set_up.sh
@@ -34,6 +37,13 @@ check: $(STAMP)
 # QUICK=1 for the short form, ARGS="NAME ..." for some of them; results go to benchmarks/results/
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+# Both need a CUDA device; ARGS for the bench: --help says
+test-gpu:
+	@PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/gpu -W default $(ARGS)
+
+bench-gpu:
+	@PYTHONPATH=src $(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 format: $(STAMP)
 	@$(BIN)/ruff format .

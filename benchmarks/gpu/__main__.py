@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     console = Console() if sys.stdout.isatty() else Console(width=140)
     command = " ".join(["python -m benchmarks.gpu", *(argv if argv is not None else sys.argv[1:])])
-    failed = [name for name in arguments.names or discover() if not _one(name, run, out, command, console)]
+    failed = [
+        name for name in arguments.names or discover() if not _one(name, run, out, command, console)
+    ]
     (out / "README.md").write_text(_page(out))
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="bold red")
@@ -160,8 +162,10 @@ def _page(out: Path) -> str:
     for record in records:
         found = record["machine"]
         record["remarks"] = [
-            f"{record['date']}, {found['device']}, torch {found['torch']}, {found['cpus']} cores: "
-            f"`{record['command']}`",
+            (
+                f"{record['date']}, {found['device']}, torch {found['torch']}, {found['cpus']} cores: "
+                f"`{record['command']}`"
+            ),
             *record["remarks"],
         ]
     return f"# Results on a CUDA device\n\n{markdown(records)}"

@@ -110,9 +110,7 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(shape, width, marks) for width in widths)
         self.norm = Norm(shape.dim)
         head = shape.dim // shape.heads
-        angles = torch.arange(shape.sequence)[:, None] / 10000 ** (
-            torch.arange(0, head, 2) / head
-        )
+        angles = torch.arange(shape.sequence)[:, None] / 10000 ** (torch.arange(0, head, 2) / head)
         self.register_buffer("cos", torch.cat((angles, angles), -1).cos())
         self.register_buffer("sin", torch.cat((angles, angles), -1).sin())
 

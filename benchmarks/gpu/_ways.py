@@ -39,7 +39,9 @@ WAYS: dict[str, Way] = {
         "PyTorch's pass, cudagraphs by region", "pytorch", Marks("parts", _REPLAYED)
     ),
     "full": Way("torch.compile", "full"),
-    "reduce-overhead": Way("torch.compile, reduce-overhead", "full", options={"mode": "reduce-overhead"}),
+    "reduce-overhead": Way(
+        "torch.compile, reduce-overhead", "full", options={"mode": "reduce-overhead"}
+    ),
     "blocks": Way("torch.compile block by block", "blocks"),
     "ours": Way("ours", "ours", PARTS, {"capture": "model"}),
     "ours-auto": Way("ours, as it comes", "ours", PARTS),

@@ -95,7 +95,11 @@ def _targets(rows: list[Row]) -> list[Target]:
 
     return [
         Target(
-            "same marks, against PyTorch's pass", ratio(at("ours"), at("pytorch")), 0.65, "lower", "x"
+            "same marks, against PyTorch's pass",
+            ratio(at("ours"), at("pytorch")),
+            0.65,
+            "lower",
+            "x",
         ),
         Target(
             "blocks marked, against torch.compile",

@@ -80,8 +80,7 @@ def measure(way: str, layers: int, device: str, quick: bool = False) -> dict[str
     _timing.synchronize(device)
     cold = time.perf_counter() - start
     difference = max(
-        float((a - b).norm() / b.norm())
-        for a, b in zip(_kept(model, loss), expected, strict=True)
+        float((a - b).norm() / b.norm()) for a, b in zip(_kept(model, loss), expected, strict=True)
     )
     assert difference <= TOLERANCE, f"differs from eager by {difference:.2g} (relative)"
     for _ in range(2):
