@@ -16,6 +16,7 @@ from ._torch import dynamo, inductor, ops
 from ._torch.fx import copy_graph
 from .errors import OptionError, did_you_mean
 from .findings import findings_of
+from .logs import log_regions, log_stage
 from .lost_marks import remember_marks, restore_marks, warn_of_lost_regions
 from .options import check_options, mode_options
 from .region_key import described_environment
@@ -147,11 +148,13 @@ def run_pass(
 
     def observe(stage: str, product: Any, seconds: float) -> None:
         trace(stage, product, seconds)
+        log_stage(stage, product, seconds)
         if stage == "compile":
             partitioned = trace.products["partition"]
             graphs = graph_reports(
                 product, trace, partitioned, capture=capture, direction=direction
             )
+            log_regions(graphs)
             report.graphs += graphs or [
                 unmarked_graph_report(gm.graph, trace, capture=capture, direction=direction)
             ]
@@ -222,6 +225,7 @@ def compile_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
     )
     report.graphs += graph_reports(compiled, trace)
     report.code.update(code_of(compiled))
+    log_regions(report.graphs)
     stitch(compiled, settings)
     set_calling_convention(gm)
     publish(report)

@@ -27,7 +27,6 @@ def compile_standalone(
     inputs: Sequence[Any],
     options: Mapping[str, Any],
     mode: FakeTensorMode,
-    name: str,
 ) -> Any:
     """Compile one outlined region with `torch._inductor.standalone_compile`.
 
@@ -38,7 +37,6 @@ def compile_standalone(
         inputs: Fake inputs, all of `mode`.
         options: Inductor's options, checked before.
         mode: The fake tensor mode whose ShapeEnv holds the region's symbols.
-        name: The region's name, for torch's structured trace.
 
     Returns:
         An `AOTCompiledArtifact`.
@@ -55,23 +53,12 @@ def compile_standalone(
             stack.enter_context(
                 functorch_config.patch(remat_using_tags_for_fwd_loss_bwd_graph=False)
             )
-        stack.enter_context(_named_in_trace(name))
         code = stack.enter_context(generated.recorded_code())
         artifact = torch._inductor.standalone_compile(
             module, list(inputs), dynamic_shapes="from_tracing_context", aot=True
         )
         generated.attach_code(artifact, code)
         return artifact
-
-
-@contextlib.contextmanager
-def _named_in_trace(name: str) -> Iterator[None]:
-    set_name = getattr(torch.fx.traceback, "_set_regional_inductor_subgraph_name", None)
-    if set_name is None:  # before torch 2.13
-        yield
-    else:
-        with set_name(name):
-            yield
 
 
 def backend_identity() -> str:

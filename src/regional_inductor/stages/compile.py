@@ -15,7 +15,8 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
-from .._torch import direct, generated, inductor
+from .. import progress
+from .._torch import direct, generated, inductor, trace
 from .._torch.values import fake_mode_of, in_one_mode
 from ..errors import RegionCompileError, RegionError, RegionWarning
 from ..region_key import combined_key, environment_key, key_parts
@@ -52,8 +53,8 @@ def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 -
     """
     environment = environment_key()
     done: dict[str, CompiledRegion] = {}
-    return Compiled(
-        tuple(
+    with progress.compiling():
+        graphs = tuple(
             CompiledGraph(
                 graph,
                 {
@@ -63,9 +64,8 @@ def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 -
                 },
             )
             for graph in outlined.graphs
-        ),
-        outlined.findings,
-    )
+        )
+    return Compiled(graphs, outlined.findings)
 
 
 def forget_compiled_regions() -> None:
@@ -120,8 +120,14 @@ def _compile_key(
         _memory.move_to_end(key)
         return CompiledRegion(key, known, "memory", options=options, boxed=_is_boxed(known))
     started = time.perf_counter()
+    in_trace = trace.region(f"{call.submodule}_{call.direction}", module)
     try:
-        with time_limit(call.mark.compile_timeout), generated.timed_steps() as steps:
+        with (
+            progress.in_hand(call.name),
+            in_trace,
+            time_limit(call.mark.compile_timeout),
+            generated.timed_steps() as steps,
+        ):
             compiled = _BACKENDS[settings.region_backend](module, options, call, settings)
     except RegionError:
         raise
@@ -195,9 +201,7 @@ def _inductor(
             return direct.compile_direct(module, inputs, options, mode)
     trains = any(isinstance(v, torch.Tensor) and v.requires_grad for v in inputs)
     with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-        compiled: Callable[..., Any] = inductor.compile_standalone(
-            module, inputs, options, mode, call.name
-        )
+        compiled: Callable[..., Any] = inductor.compile_standalone(module, inputs, options, mode)
     return compiled
 
 
