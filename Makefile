@@ -1,4 +1,4 @@
-# make demo | test | test-models | check | bench | format | clean       each sets up .venv first, once
+# make demo | test | test-models | fuzz | check | bench | format | clean       each sets up .venv first, once
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ ARGS ?=
 # On a CUDA machine, as it is: its own Python with its own torch, nothing set up.
 GPU_PYTHON ?= python3
 
-.PHONY: test-gpu bench-gpu demo test test-models check bench format clean
+.PHONY: demo test test-models fuzz check bench test-gpu bench-gpu format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt tools/set_up.sh
@@ -27,6 +27,11 @@ test: $(STAMP)
 test-models: $(STAMP)
 	@[ -d $(VENV)/models ] || sh tools/set_up_models.sh "$(VENV)"
 	@PYTHONPATH=$(VENV)/models $(BIN)/python -m tests.models --table docs/models.md $(ARGS)
+
+# Random programs with random marks against eager; N=5000 takes hours. What differs is shrunk into fuzz-failures/.
+N ?= 200
+fuzz: $(STAMP)
+	@$(BIN)/python -m tests.fuzz --programs $(N) --jobs 2 $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""Random Python programs with random marks against eager: `make fuzz N=...`."""
