@@ -19,6 +19,7 @@ from .findings import findings_of
 from .logs import log_regions, log_stage
 from .lost_marks import remember_marks, restore_marks, warn_of_lost_regions
 from .options import check_options, mode_options
+from .recording import Recorder
 from .region_key import described_environment
 from .regions import (
     REGION_META,
@@ -45,6 +46,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "on_error": ("eager", "raise"),
     "numerics": ("default", "eager"),
     "collectives": ("exclude", "include"),
+    "cudagraphs": ("off", "graph"),
     "region_backend": ("inductor", "eager"),
     "lowering": ("auto", "direct", "standalone"),
 }
@@ -304,21 +306,28 @@ def compile_captured(
     capture = report.captures
     publish(report)
     outside = contextlib.nullcontext if not inductor.autograd_cache_forced() else inductor.tagged
+    recorder = Recorder(settings, report, len(example_inputs))
 
     def compile_as(direction: Direction) -> Callable[..., Any]:
         def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
             if direction != "backward":
                 report.findings += restore_marks(wanted, graph)
-            with outside(None):
-                return run_pass(
-                    graph,
-                    inputs,
-                    settings,
-                    report,
-                    capture=capture,
-                    direction=direction,
-                    stages=stages,
-                )
+
+            def compile_with(settings: Settings) -> Any:
+                with outside(None):
+                    return run_pass(
+                        graph,
+                        inputs,
+                        replace(settings, inference=direction == "inference"),
+                        report,
+                        capture=capture,
+                        direction=direction,
+                        stages=stages,
+                    )
+
+            if settings.cudagraphs == "off":
+                return compile_with(settings)
+            return recorder.compile(graph, direction, compile_with)
 
         return compile_graph
 

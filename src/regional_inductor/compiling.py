@@ -30,6 +30,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     numerics: Literal["default", "eager"] = "default",
     collectives: Literal["exclude", "include"] = "exclude",
     capture: Literal["auto", "model"] = "auto",
+    cudagraphs: Literal["off", "graph"] = "off",
     region_backend: Literal["inductor", "eager"] = "inductor",
 ) -> _T:
     """Compile the marked regions of a model or function; run everything else eagerly.
@@ -47,6 +48,10 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         numerics: "eager" keeps results bit-equal to eager's.
         collectives: Whether regions may contain collectives and their waits.
         capture: "auto" and "model" capture the whole model.
+        cudagraphs: "graph" records eager operators and compiled regions of each captured graph
+            together as one CUDA graph, forward and backward; it needs `capture="model"`. A graph
+            that can't be recorded runs without, and the report says why. As with torch's
+            `mode="reduce-overhead"`, a call's results are overwritten by the next call.
         region_backend: "eager" runs regions without a compiler, for tests.
 
     Returns:
@@ -68,6 +73,11 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     """
     if capture not in ("auto", "model"):
         raise OptionError(f"capture={capture!r} is not a choice", hint="one of 'auto', 'model'")
+    if cudagraphs == "graph" and capture != "model":
+        raise OptionError(
+            f'cudagraphs="graph" records a whole capture, and capture={capture!r} may make many',
+            hint='pass capture="model" as well',
+        )
     settings = backend_settings(
         {
             **(options or {}),
@@ -75,6 +85,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
             "on_error": on_error,
             "numerics": numerics,
             "collectives": collectives,
+            "cudagraphs": cudagraphs,
             "region_backend": region_backend,
         },
         mode,

@@ -48,7 +48,7 @@ class Planner:
         self, node: Node, graph: OutlinedGraph, settings: Settings, environment: str
     ) -> CompiledRegion:
         call: RegionCall = node.meta[REGION_META]
-        options = {**settings.default_options, **dict(call.mark.options)}
+        options = settings.options_of(call.mark)
         reason = call.eager_reason or _unsupported(call, settings)
         if reason:
             return CompiledRegion("", None, "eager", reason, options=options)

@@ -32,9 +32,20 @@ class Settings:
     region_backend: Literal["inductor", "eager"] = "inductor"
     lowering: Literal["auto", "direct", "standalone"] = "auto"
     """How Inductor is called: directly where a region is functional, or always standalone."""
+    inference: bool = False
+    """Whether no backward graph belongs to this one, as far as AOTAutograd knows."""
+    cudagraphs: Literal["off", "graph"] = "off"
+    """Whether the stitching graph is recorded as a whole; then no region records itself."""
     default_options: Mapping[str, Any] = field(default_factory=dict)
     guarded: bool = True
     """Whether each call checks its arguments; the registered backend has Dynamo's guards instead."""
+
+    def options_of(self, mark: Mark) -> dict[str, Any]:
+        """Inductor's options for a region with this mark."""
+        options = {**self.default_options, **dict(mark.options)}
+        if self.cudagraphs == "graph":
+            options.pop("triton.cudagraphs", None)
+        return options
 
 
 @dataclass(frozen=True)

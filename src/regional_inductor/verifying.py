@@ -250,7 +250,7 @@ class _Checks:
                 module = graph.submodules.get(str(node.target))
                 if not isinstance(call, RegionCall) or not isinstance(module, torch.fx.GraphModule):
                     continue
-                options = {**settings.default_options, **dict(call.mark.options)}
+                options = settings.options_of(call.mark)
                 if options.get("fallback_random") is not None or not _draws(module):
                     continue
                 mark = replace(call.mark, options=tuple(_with_eager_numbers(call)))

@@ -150,7 +150,7 @@ def compile_direct(
 
 def innermost_callable(compiled: Any) -> Callable[[list[Any]], Any]:
     """What a compiled graph runs, without the bookkeeping that its first call needs."""
-    return compiled.current_callable  # type: ignore[no-any-return]
+    return getattr(compiled, "current_callable", compiled)  # type: ignore[no-any-return]
 
 
 def _decomposed(

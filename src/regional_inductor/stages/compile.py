@@ -16,8 +16,9 @@ import torch.fx
 from torch.fx.node import Node
 
 from .. import progress
-from .._torch import direct, generated, inductor, trace
+from .._torch import cudagraphs, direct, generated, inductor, trace
 from .._torch.values import fake_mode_of, in_one_mode
+from ..call_recording import record_call, recording_findings
 from ..errors import RegionCompileError, RegionError, RegionWarning
 from ..region_key import combined_key, environment_key, key_parts
 from ..regions import (
@@ -65,7 +66,7 @@ def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 -
             )
             for graph in outlined.graphs
         )
-    return Compiled(graphs, outlined.findings)
+    return Compiled(graphs, (*outlined.findings, *recording_findings(graphs, settings)))
 
 
 def forget_compiled_regions() -> None:
@@ -81,9 +82,29 @@ def _compile_call(
     environment: str,
     done: dict[str, CompiledRegion],
 ) -> CompiledRegion:
+    """What one call becomes: a shared compiled region, recorded for this call site if asked."""
+    call: RegionCall = node.meta[REGION_META]
+    options = settings.options_of(call.mark)
+    if settings.guarded or settings.region_backend != "inductor":
+        return _compile_or_share(node, graph, options, settings, environment, done)
+    if settings.cudagraphs == "graph" or not cudagraphs.is_asked_for(options):
+        return _compile_or_share(node, graph, options, settings, environment, done)
+    plain = {key: value for key, value in options.items() if key != "triton.cudagraphs"}
+    with cudagraphs.no_recording_within():
+        region = _compile_or_share(node, graph, plain, settings, environment, done)
+    return record_call(region, node, _module_of(node, graph), options, settings)
+
+
+def _compile_or_share(
+    node: Node,
+    graph: OutlinedGraph,
+    options: dict[str, Any],
+    settings: Settings,
+    environment: str,
+    done: dict[str, CompiledRegion],
+) -> CompiledRegion:
     call: RegionCall = node.meta[REGION_META]
     module = _module_of(node, graph)
-    options = {**settings.default_options, **dict(call.mark.options)}
     reason = call.eager_reason or _unsupported(call, settings)
     if reason:
         return CompiledRegion("", None, "eager", reason, options=options)
@@ -93,7 +114,7 @@ def _compile_call(
     parts = key_parts(module, options, backend=backend, environment=environment)
     key = combined_key(parts)
     if options.get("triton.cudagraphs"):
-        key = f"{key}:{len(done)}"  # a recording belongs to one call site
+        key = f"{key}:{len(done)}"  # Inductor's own recording belongs to one call site
     with _lock:
         earlier = done.get(key)
         if earlier is not None:
