@@ -56,7 +56,9 @@ def why_not(graph: torch.fx.GraphModule) -> str:
     devices = get_device_node_mapping(graph)
     if not devices:
         return "it holds no tensor"
-    with no_recording_within():  # or it trusts Inductor to split the graph where it leaves the device
+    with (
+        no_recording_within()
+    ):  # or it trusts Inductor to split the graph where it leaves the device
         problem = check_multiple_devices_or_any_cpu_nodes(devices)
     if problem:
         return _first_words(problem)
