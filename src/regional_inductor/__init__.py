@@ -23,6 +23,7 @@ from .mark import mark, mark_function, mark_nodes
 from .scope import eager, region
 
 if TYPE_CHECKING:
+    from . import rules
     from .backend import compile_regions, outline_regions, regional_inductor
     from .compiling import compile
     from .explaining import explain
@@ -41,6 +42,7 @@ _LAZY = {
     "regional_inductor": "backend",
     "Report": "report",
     "Verification": "verification",
+    "rules": "rules",
     "verify": "verifying",
 }
 
@@ -49,7 +51,8 @@ def __getattr__(name: str) -> Any:
     """Load what needs the compiler's machinery when it is first asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    module = importlib.import_module(f".{_LAZY[name]}", __name__)
+    value = module if name == "rules" else getattr(module, name)
     globals()[name] = value
     return value
 
@@ -80,5 +83,6 @@ __all__ = [
     "outline_regions",
     "region",
     "regional_inductor",
+    "rules",
     "verify",
 ]

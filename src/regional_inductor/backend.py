@@ -302,6 +302,8 @@ def compile_captured(
 
     `stages` are the pass's own; `verify` and `bisect` put theirs between.
     """
+    if settings.mark_graph is not None:
+        settings.mark_graph(gm, report.findings)
     wanted = remember_marks(gm)
     capture = report.captures
     publish(report)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from .backend import backend_settings, compile_captured
 from .errors import OptionError
 from .lost_marks import warn_of_lost_regions
 from .report import Report, publish
+from .rules import Rule, RuleSet
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
@@ -32,6 +34,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     capture: Literal["auto", "model"] = "auto",
     cudagraphs: Literal["off", "graph"] = "off",
     region_backend: Literal["inductor", "eager"] = "inductor",
+    rules: str | Rule | Iterable[str | Rule] | None = None,
 ) -> _T:
     """Compile the marked regions of a model or function; run everything else eagerly.
 
@@ -53,13 +56,16 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
             that can't be recorded runs without, and the report says why. As with torch's
             `mode="reduce-overhead"`, a call's results are overwritten by the next call.
         region_backend: "eager" runs regions without a compiler, for tests.
+        rules: What to mark in each captured graph besides what is marked already: names of
+            `regional_inductor.rules.RULES`, such as "transformer", or functions of a graph. A rule
+            that matches nothing gives a finding; with `fullgraph=True` none matching raises.
 
     Returns:
         The module itself or a compiled function; both have `.report`, a `Report` that fills as
         graphs are compiled.
 
     Raises:
-        OptionError: An unknown option or choice.
+        OptionError: An unknown option, choice or rule.
 
     Example:
         >>> import torch, regional_inductor as ri
@@ -90,6 +96,8 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         },
         mode,
     )
+    if rules is not None:
+        settings = replace(settings, mark_graph=RuleSet(rules, whole=fullgraph))
     report = Report()
 
     def regional_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:

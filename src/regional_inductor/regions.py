@@ -37,6 +37,10 @@ class Settings:
     cudagraphs: Literal["off", "graph"] = "off"
     """Whether the stitching graph is recorded as a whole; then no region records itself."""
     default_options: Mapping[str, Any] = field(default_factory=dict)
+    mark_graph: Callable[[torch.fx.GraphModule, list[Finding]], None] | None = field(
+        default=None, repr=False
+    )
+    """Marks a captured graph before anything reads marks, and says what it could not find."""
     guarded: bool = True
     """Whether each call checks its arguments; the registered backend has Dynamo's guards instead."""
 
