@@ -191,10 +191,10 @@ def test_tolerances_that_are_none_raise(ri, verify, wrong):
 
 
 def test_a_region_left_eager_says_why(ri, verify, monkeypatch):
-    from regional_inductor.stages import compile as stage
+    from regional_inductor import region_requests
 
     model = blocks(ri, count=1)
-    monkeypatch.setattr(stage, "_unsupported", lambda call, settings: "told not to")
+    monkeypatch.setattr(region_requests, "why_eager", lambda call, settings: "told not to")
     result = verify(model, torch.randn(4, 8))
     assert [(r.status, r.calls) for r in result.regions] == [("eager", 0), ("eager", 0)]
     assert result.ok

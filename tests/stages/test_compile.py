@@ -128,3 +128,97 @@ def test_numerics_eager_leaves_a_region_bit_equal():
     (region,) = ri.last_report().regions
     assert region.status == "eager"
     assert "bit-equal" in region.reason
+
+
+@pytest.fixture
+def numbers_of_missing(monkeypatch):
+    """How many regions each batch compiled."""
+    from regional_inductor.stages import compile as stage
+
+    stage.forget_compiled_regions()
+    found = []
+    working = stage._compile_batch
+
+    def batch(requests, settings):
+        found.append(len(requests))
+        return working(requests, settings)
+
+    monkeypatch.setattr(stage, "_compile_batch", batch)
+    yield found
+    stage.forget_compiled_regions()
+
+
+def test_the_distinct_regions_of_a_graph_that_nobody_compiled_yet_are_one_batch(
+    numbers_of_missing,
+):
+    def known(x):
+        with marked():
+            return (x.sin() + 1).exp()
+
+    def fn(x):
+        for scale in (2, 3):
+            with marked():
+                x = (x.sin() + 1).exp()
+            x = x @ x
+            with marked():
+                x = (x.cos() * scale).tanh()
+            x = x @ x
+        return x
+
+    compiled(known, region_backend="eager")(torch.randn(4, 4))
+    compiled(fn, region_backend="eager")(torch.randn(4, 4))
+    statuses = [region.status for region in ri.last_report().regions]
+    assert statuses == ["memory", "compiled", "shared", "compiled"]
+    assert numbers_of_missing == [1, 2]
+
+
+def test_the_failure_of_one_region_of_a_batch_is_its_own(monkeypatch):
+    from regional_inductor.stages import compile as stage
+
+    def refuses_cosines(module, options, call, settings):
+        if any("cos" in op for op in call.ops):
+            raise ValueError("no cosines")
+        return module
+
+    stage.forget_compiled_regions()
+    monkeypatch.setitem(stage._BACKENDS, "eager", refuses_cosines)
+
+    def fn(x):
+        with marked():
+            a = x.cos()
+        a = a @ a
+        with marked():
+            a = a.sin()
+        a = a @ a
+        with marked():
+            return a.cos()
+
+    x = torch.randn(4, 4)
+    with pytest.warns(ri.RegionWarning, match="no cosines") as caught:
+        out = compiled(fn, region_backend="eager")(x)
+    torch.testing.assert_close(out, fn(x), rtol=0, atol=0)
+    assert [region.status for region in ri.last_report().regions] == ["eager", "compiled", "eager"]
+    assert len(caught) == 1
+    stage.forget_compiled_regions()
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = 1.0
+
+    def forward(self, x):
+        y = x.neg()
+        with ri.region("scaled"):
+            return y.cos() * self.scale
+
+
+@pytest.mark.inductor
+def test_a_float_of_a_module_is_captured_anew_as_the_constant_it_is():
+    model = Scaled()
+    compiled = ri.compile(model, dynamic=True, on_error="raise")
+    x = torch.randn(5)
+    for scale in (1.0, 2.5, -0.5):
+        model.scale = scale
+        torch.testing.assert_close(compiled(x), x.neg().cos() * scale)
+    assert [region.status for region in ri.last_report().regions][-1] != "eager"

@@ -1,11 +1,12 @@
 """Dynamo and AOTAutograd: building the backend, and what Dynamo says of frames it gave up on.
 
 Checked on torch 2.11 and 2.13: `torch._dynamo.backends.common.aot_autograd`,
-`torch._dynamo.utils.counters`.
+`torch._dynamo.utils.counters`, `torch._dynamo.exc.RestartAnalysis` (that one on 2.13 only).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,13 @@ def aot_backend(
         inference_compiler=inference,
         keep_inference_input_mutations=True,
     )
+
+
+def is_restart(error: Exception) -> bool:
+    """Whether an error is Dynamo's own: it asks for another capture, having learnt something."""
+    exceptions = sys.modules.get("torch._dynamo.exc")
+    restart = getattr(exceptions, "RestartAnalysis", None)
+    return restart is not None and isinstance(error, restart)
 
 
 def graph_breaks() -> dict[str, int]:

@@ -1,4 +1,8 @@
-"""compile: a callable for each distinct region, one compile for each key of the process."""
+"""compile: a callable for each distinct region, one compile for each key of the process.
+
+What every call of every graph asks for is known first. Memory is asked next; what it lacks is compiled
+in one batch, and each call gets its share.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,22 @@ import contextlib
 import threading
 import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
-import torch.fx
 from torch.fx.node import Node
 
 from .. import progress
-from .._torch import cudagraphs, direct, generated, inductor, trace
-from .._torch.values import fake_mode_of, in_one_mode
+from .._torch import cudagraphs, dynamo, generated, trace
+from ..cache import memory
 from ..call_recording import record_call, recording_findings
 from ..errors import RegionCompileError, RegionError, RegionWarning
-from ..region_key import combined_key, environment_key, key_parts
-from ..regions import (
-    REGION_META,
-    Compiled,
-    CompiledGraph,
-    CompiledRegion,
-    Outlined,
-    OutlinedGraph,
-    RegionCall,
-    Settings,
-)
+from ..region_backends import BACKENDS as _BACKENDS
+from ..region_backends import is_boxed
+from ..region_requests import RegionRequest, requests_of
+from ..regions import Compiled, CompiledGraph, CompiledRegion, Outlined, Settings
 from ..timelimit import time_limit
 
-_MEMORY_LIMIT = 4096
-_memory: OrderedDict[str, Callable[..., Any]] = OrderedDict()
 # Inductor's compile pipeline keeps its state in globals; one compile runs at a time.
 _lock = threading.RLock()
 
@@ -52,195 +43,135 @@ def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 -
     Raises:
         RegionCompileError: A region failed to compile, with `on_error="raise"`.
     """
-    environment = environment_key()
-    done: dict[str, CompiledRegion] = {}
-    with progress.compiling():
-        graphs = tuple(
-            CompiledGraph(
-                graph,
-                {
-                    node: _compile_call(node, graph, settings, environment, done)
-                    for node in graph.graph.nodes
-                    if _awaits_compilation(node)
-                },
-            )
-            for graph in outlined.graphs
-        )
+    requests = list(requests_of(outlined, settings))
+    with _lock:
+        regions = _regions_by_key(requests, settings)
+    served = _served(requests, regions, settings)
+    graphs = tuple(
+        CompiledGraph(graph, {r.node: served[r.node] for r in requests if r.graph is graph})
+        for graph in outlined.graphs
+    )
     return Compiled(graphs, (*outlined.findings, *recording_findings(graphs, settings)))
 
 
 def forget_compiled_regions() -> None:
     """Drop every compiled region of the process; graphs that hold some keep them."""
-    with _lock:
-        _memory.clear()
+    memory.clear()
 
 
-def _compile_call(
-    node: Node,
-    graph: OutlinedGraph,
-    settings: Settings,
-    environment: str,
-    done: dict[str, CompiledRegion],
-) -> CompiledRegion:
-    """What one call becomes: a shared compiled region, recorded for this call site if asked."""
-    call: RegionCall = node.meta[REGION_META]
-    options = settings.options_of(call.mark)
-    if settings.guarded or settings.region_backend != "inductor":
-        return _compile_or_share(node, graph, options, settings, environment, done)
-    if settings.cudagraphs == "graph" or not cudagraphs.is_asked_for(options):
-        return _compile_or_share(node, graph, options, settings, environment, done)
-    plain = {key: value for key, value in options.items() if key != "triton.cudagraphs"}
-    with cudagraphs.no_recording_within():
-        region = _compile_or_share(node, graph, plain, settings, environment, done)
-    return record_call(region, node, _module_of(node, graph), options, settings)
-
-
-def _compile_or_share(
-    node: Node,
-    graph: OutlinedGraph,
-    options: dict[str, Any],
-    settings: Settings,
-    environment: str,
-    done: dict[str, CompiledRegion],
-) -> CompiledRegion:
-    call: RegionCall = node.meta[REGION_META]
-    module = _module_of(node, graph)
-    reason = call.eager_reason or _unsupported(call, settings)
-    if reason:
-        return CompiledRegion("", None, "eager", reason, options=options)
-    backend: str = settings.region_backend
-    if backend == "inductor":
-        backend = f"{inductor.backend_identity()} {_may_lower_directly(settings)}"
-    parts = key_parts(module, options, backend=backend, environment=environment)
-    key = combined_key(parts)
-    if options.get("triton.cudagraphs"):
-        key = f"{key}:{len(done)}"  # Inductor's own recording belongs to one call site
-    with _lock:
-        earlier = done.get(key)
-        if earlier is not None:
-            return replace(
-                earlier,
-                status="eager" if earlier.call is None else "shared",
-                seconds=0.0,
-                started=None,
-                steps={},
+def _regions_by_key(
+    requests: Sequence[RegionRequest], settings: Settings
+) -> dict[str, CompiledRegion]:
+    """For each key, from memory or compiled; the first call that asks for it speaks for all."""
+    first: dict[str, RegionRequest] = {}
+    for request in requests:
+        if request.key:
+            first.setdefault(request.key, request)
+    found: dict[str, CompiledRegion] = {}
+    for key, request in first.items():
+        known = None if request.unshared else memory.get(key)
+        if known is not None:
+            found[key] = CompiledRegion(
+                key, known, "memory", options=request.options, boxed=is_boxed(known)
             )
-        done[key] = replace(_compile_key(key, module, options, call, settings), key_parts=parts)
-        return done[key]
+    missing = [request for key, request in first.items() if key not in found]
+    if missing:
+        found |= _compile_batch(missing, settings)
+    return {
+        key: replace(region, key_parts=first[key].key_parts or {}) for key, region in found.items()
+    }
 
 
-def _compile_key(
-    key: str,
-    module: torch.fx.GraphModule,
-    options: dict[str, Any],
-    call: RegionCall,
-    settings: Settings,
-) -> CompiledRegion:
-    known = _memory.get(key)
-    if known is not None:
-        _memory.move_to_end(key)
-        return CompiledRegion(key, known, "memory", options=options, boxed=_is_boxed(known))
+def _served(
+    requests: Sequence[RegionRequest], regions: Mapping[str, CompiledRegion], settings: Settings
+) -> dict[Node, CompiledRegion]:
+    """What each call becomes: a compiled region, shared by later calls, recorded if asked."""
+    served: dict[Node, CompiledRegion] = {}
+    met: set[str] = set()
+    for request in requests:
+        if request.reason:
+            region = CompiledRegion("", None, "eager", request.reason, options=request.options)
+        else:
+            region = regions[request.key]
+            if request.key in met:
+                region = _shared(region)
+            met.add(request.key)
+        if request.recorded:
+            region = record_call(region, request.node, request.module, request.asked, settings)
+        served[request.node] = region
+    return served
+
+
+def _shared(region: CompiledRegion) -> CompiledRegion:
+    """A region as the later calls of one compile see it."""
+    return replace(
+        region,
+        status="eager" if region.call is None else "shared",
+        seconds=0.0,
+        started=None,
+        steps={},
+    )
+
+
+def _compile_batch(
+    requests: Sequence[RegionRequest], settings: Settings
+) -> dict[str, CompiledRegion]:
+    """Compile distinct regions; the failure of one is its own."""
+    with progress.compiling(len(requests)):
+        return {request.key: _compile_one(request, settings) for request in requests}
+
+
+def _compile_one(request: RegionRequest, settings: Settings) -> CompiledRegion:
+    call, options = request.call, request.options
+    unrecorded = cudagraphs.no_recording_within if request.recorded else contextlib.nullcontext
     started = time.perf_counter()
-    in_trace = trace.region(f"{call.submodule}_{call.direction}", module)
+    in_trace = trace.region(f"{call.submodule}_{call.direction}", request.module)
     try:
         with (
             progress.in_hand(call.name),
             in_trace,
+            unrecorded(),
             time_limit(call.mark.compile_timeout),
             generated.timed_steps() as steps,
         ):
-            compiled = _BACKENDS[settings.region_backend](module, options, call, settings)
+            compiled = _BACKENDS[settings.region_backend](request.module, options, call, settings)
     except RegionError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a compiler may raise is this region's failure
-        failed = _failed(error, key, call, settings, time.perf_counter() - started)
-        return replace(failed, options=options, started=started)
-    _memory[key] = compiled
-    while len(_memory) > _MEMORY_LIMIT:
-        _memory.popitem(last=False)
-    seconds = time.perf_counter() - started
+    except Exception as error:  # whatever a compiler may raise is this region's failure
+        if _restarts_capture(error, request, settings):
+            raise
+        return _failed(error, request, settings, started)
+    if not request.unshared:
+        memory.put(request.key, compiled)
     return CompiledRegion(
-        key,
+        request.key,
         compiled,
         "compiled",
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
         options=options,
-        boxed=_is_boxed(compiled),
+        boxed=is_boxed(compiled),
         started=started,
         steps=steps.seconds,
     )
 
 
-def _awaits_compilation(node: Node) -> bool:
-    call = node.meta.get(REGION_META)
-    return node.op == "call_module" and isinstance(call, RegionCall) and not call.stitched
+def _restarts_capture(error: Exception, request: RegionRequest, settings: Settings) -> bool:
+    """Whether Dynamo wants to hear of an error: it captures again, with a float made constant, say.
 
-
-def _module_of(node: Node, graph: OutlinedGraph) -> torch.fx.GraphModule:
-    module = graph.submodules.get(str(node.target))
-    if module is None:
-        module = graph.module.get_submodule(str(node.target))
-    assert isinstance(module, torch.fx.GraphModule)
-    return module
-
-
-def _unsupported(call: RegionCall, settings: Settings) -> str:
-    if (call.mark.numerics or settings.numerics) == "eager":
-        return 'numerics="eager": its operators run as they are, which is bit-equal to eager'
-    return ""
-
-
-def _may_lower_directly(settings: Settings) -> bool:
-    """Whether regions of this run may take the direct way, where they are fit for it.
-
-    What the drop-in pass returns can be pickled and serialised, which standalone artifacts can.
-    Whoever patches `standalone_compile` wants to see every region.
+    It is there to hear while the registered backend compiles a forward graph; a backward graph may be
+    compiled long after the capture.
     """
-    if settings.lowering != "auto":
-        return settings.lowering == "direct"
-    return (
-        not settings.guarded
-        and inductor.backend_identity() == "inductor"
-        and not inductor.autograd_cache_forced()
-    )
-
-
-def _is_boxed(compiled: Callable[..., Any]) -> bool:
-    return bool(getattr(compiled, "_boxed_call", False)) and not isinstance(
-        compiled, torch.fx.GraphModule
-    )
-
-
-def _inductor(
-    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall, settings: Settings
-) -> Callable[..., Any]:
-    values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    mode = fake_mode_of(values) or inductor.new_fake_mode()
-    inputs = in_one_mode(values, mode)
-    if _may_lower_directly(settings) and not direct.refusal(module, options):
-        with contextlib.suppress(direct.DirectLoweringRefusedError):
-            return direct.compile_direct(module, inputs, options, mode)
-    trains = any(isinstance(v, torch.Tensor) and v.requires_grad for v in inputs)
-    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-        compiled: Callable[..., Any] = inductor.compile_standalone(module, inputs, options, mode)
-    return compiled
-
-
-def _eager(
-    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall, settings: Settings
-) -> Callable[..., Any]:
-    """Runs a region's own graph: partitioning, keys and stitching without a compiler."""
-    return module
-
-
-_BACKENDS = {"inductor": _inductor, "eager": _eager}
+    waits = not settings.guarded and request.call.direction != "backward"
+    return waits and dynamo.is_restart(error)
 
 
 def _failed(
-    error: Exception, key: str, call: RegionCall, settings: Settings, seconds: float
+    error: Exception, request: RegionRequest, settings: Settings, started: float
 ) -> CompiledRegion:
+    seconds = time.perf_counter() - started
     first_line = next(iter(str(error).strip().splitlines()), "")
     what = f"Inductor could not compile the region: {type(error).__name__}: {first_line}"
+    call = request.call
     if settings.on_error == "raise":
         raise RegionCompileError(
             what,
@@ -256,4 +187,6 @@ def _failed(
         hint='on_error="raise" shows the whole error',
     )
     warnings.warn(RegionWarning(str(failure)), stacklevel=2)
-    return CompiledRegion(key, None, "eager", what, seconds)
+    return CompiledRegion(
+        request.key, None, "eager", what, seconds, options=request.options, started=started
+    )

@@ -1,0 +1,72 @@
+"""How one outlined region becomes a callable: through Inductor, one way or the other, or as it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.fx
+
+from ._torch import direct, inductor
+from ._torch.values import fake_mode_of, in_one_mode
+from .regions import RegionCall, Settings
+
+RegionBackend: TypeAlias = (
+    "Callable[[torch.fx.GraphModule, dict[str, Any], RegionCall, Settings], Callable[..., Any]]"
+)
+
+
+def backend_text(settings: Settings) -> str:
+    """What a region key says of the backend: its name, who patched it, and the way it goes."""
+    if settings.region_backend != "inductor":
+        return settings.region_backend
+    return f"{inductor.backend_identity()} {may_lower_directly(settings)}"
+
+
+def may_lower_directly(settings: Settings) -> bool:
+    """Whether regions of this run may take the direct way, where they are fit for it.
+
+    What the drop-in pass returns can be pickled and serialised, which standalone artifacts can.
+    Whoever patches `standalone_compile` wants to see every region.
+    """
+    if settings.lowering != "auto":
+        return settings.lowering == "direct"
+    return (
+        not settings.guarded
+        and inductor.backend_identity() == "inductor"
+        and not inductor.autograd_cache_forced()
+    )
+
+
+def is_boxed(compiled: Callable[..., Any]) -> bool:
+    """Whether a compiled region takes one list of arguments."""
+    return bool(getattr(compiled, "_boxed_call", False)) and not isinstance(
+        compiled, torch.fx.GraphModule
+    )
+
+
+def _inductor(
+    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall, settings: Settings
+) -> Callable[..., Any]:
+    values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    mode = fake_mode_of(values) or inductor.new_fake_mode()
+    inputs = in_one_mode(values, mode)
+    if may_lower_directly(settings) and not direct.refusal(module, options):
+        with contextlib.suppress(direct.DirectLoweringRefusedError):
+            return direct.compile_direct(module, inputs, options, mode)
+    trains = any(isinstance(v, torch.Tensor) and v.requires_grad for v in inputs)
+    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+        compiled: Callable[..., Any] = inductor.compile_standalone(module, inputs, options, mode)
+    return compiled
+
+
+def _eager(
+    module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall, settings: Settings
+) -> Callable[..., Any]:
+    """Runs a region's own graph: partitioning, keys and stitching without a compiler."""
+    return module
+
+
+BACKENDS: dict[str, RegionBackend] = {"inductor": _inductor, "eager": _eager}
