@@ -215,4 +215,6 @@ def test_regions_that_record_themselves_share_one_compile(ri):
         for _ in range(4):
             torch.testing.assert_close(compiled(x), eager(x), rtol=1e-4, atol=1e-4)
         assert launches(lambda: compiled(x))["graphs"] == 2
-    assert [r.status for r in compiled.report.regions] == ["compiled", "shared"]
+    first, second = (region.status for region in compiled.report.regions)
+    assert first in ("compiled", "memory")  # another test here may have compiled the same region
+    assert second == "shared"
