@@ -10,7 +10,7 @@ import torch.fx
 from torch.autograd import profiler
 from torch.fx.node import Node
 
-from ._torch import inductor
+from ._torch import direct, inductor
 from ._torch.direct import innermost_callable
 from ._torch.values import is_fake
 from .errors import RegionError
@@ -71,6 +71,8 @@ def guarded_function(
     eager: torch.fx.GraphModule,
     expected: Sequence[Any],
     call: RegionCall,
+    *,
+    functional: bool = False,
 ) -> RegionFunction:
     """A region for graphs that anybody may call, with any arguments.
 
@@ -78,6 +80,9 @@ def guarded_function(
     region would read a float64 tensor as float32, or cut autograd's graph silently. So the kinds are
     checked, fake tensors and tensors that need gradients take the eager path (right, if slower), and
     a wrong dtype or device raises.
+
+    `functional` says that the region has neither mutation, effects nor symbolic sizes. After a first
+    call whose outputs shared no storage with anything, Inductor's own call is then called directly.
     """
     kinds = tuple(
         (value.dtype, value.device, tuple(d if type(d) is int else None for d in value.shape))
@@ -86,14 +91,16 @@ def guarded_function(
         for value in expected
     )
     trained = any(isinstance(v, torch.Tensor) and v.requires_grad for v in expected)
-    plain = (torch.Tensor, torch.nn.Parameter)
+    bare = direct.bare_call(compiled) if functional else None
+    names: dict[str, Any] = {"compiled": compiled, "ready": bare is None, "bare": bare}
 
-    def region(*args: Any) -> Any:
+    def careful(*args: Any) -> Any:
+        """Every check, one after another: for calls that are the first or out of the ordinary."""
         grad = not trained and torch.is_grad_enabled()
         for index, (value, kind) in enumerate(zip(args, kinds, strict=True)):
             if kind is None:
                 continue
-            if type(value) not in plain:
+            if type(value) not in (torch.Tensor, torch.nn.Parameter):
                 if is_fake(value) or type(value) is not type(expected[index]):
                     return eager(*args)
             elif value.dtype is not kind[0] or value.device != kind[1]:
@@ -104,11 +111,76 @@ def guarded_function(
                 raise _wrong_kind(call, index, value, kind)
             if grad and value.requires_grad:
                 return eager(*args)
-        return compiled(*args)
+        result = compiled(*args)
+        if names["bare"] is not None and not names["ready"]:
+            names["ready"] = True
+            if not direct.share_no_storage(args, result):
+                names["bare"] = (
+                    None  # AOTAutograd's wrappers make such outputs views of their inputs
+                )
+                names["ready"] = False
+        return result
 
+    names["careful"] = careful
+    region: RegionFunction = _checking_code(kinds, trained, bare is not None, names)
+    region.__code__ = region.__code__.replace(co_name=call.name)
     region.__name__ = region.__qualname__ = call.name
     region.__module__ = "regional_inductor"
     region.__wrapped__ = compiled  # type: ignore[attr-defined]
+    return region
+
+
+def _checking_code(
+    kinds: Sequence[Any], trained: bool, is_bare: bool, names: dict[str, Any]
+) -> RegionFunction:
+    """A function that makes all checks in one expression and leaves what fails it to `careful`.
+
+    The expression is generated: a loop over arguments cost more than the kernel of a small region.
+    """
+    arguments = [f"a{index}" for index in range(len(kinds))]
+    checks = ["ready"]
+    if is_bare:
+        # AOTAutograd's wrapper, which the bare call leaves out, switches autocast off.
+        checks.append("not autocast_is_on()")
+        names["autocast_is_on"] = direct.autocast_is_on()
+    tensors = []
+    for argument, kind in zip(arguments, kinds, strict=True):
+        if kind is None:
+            continue
+        dtype, device, shape = kind
+        tensors.append(argument)
+        names[f"{argument}_dtype"], names[f"{argument}_device"] = dtype, device
+        checks += [
+            f"(type({argument}) is Tensor or type({argument}) is Parameter)",
+            f"{argument}.dtype is {argument}_dtype",
+            # Comparing devices makes an object first, asking for the CPU doesn't.
+            f"{argument}.is_cpu"
+            if device.type == "cpu"
+            else f"{argument}.device == {argument}_device",
+        ]
+        if None not in shape:
+            checks.append(f"{argument}.shape == {shape!r}")
+        else:
+            checks.append(f"{argument}.dim() == {len(shape)}")
+            checks += [
+                f"{argument}.shape[{d}] == {n}" for d, n in enumerate(shape) if n is not None
+            ]
+    if tensors and not trained:
+        wanted = " or ".join(f"{argument}.requires_grad" for argument in tensors)
+        checks.append(f"not (({wanted}) and is_grad_enabled())")
+    listed = ", ".join(arguments)
+    run = f"compiled({listed})"
+    if is_bare:
+        forget = f"        del {listed}\n" if listed else ""
+        run = "bare(args)"
+    body = f"    if {' and '.join(checks)}:\n"
+    if is_bare:
+        body += f"        args = [{listed}]\n{forget}"
+    code = f"def region({listed}):\n{body}        return {run}\n    return careful({listed})\n"
+    names.update(Tensor=torch.Tensor, Parameter=torch.nn.Parameter)
+    names["is_grad_enabled"] = torch.is_grad_enabled
+    exec(compile(code, "<regional_inductor call>", "exec"), names)
+    region: RegionFunction = names["region"]
     return region
 
 

@@ -552,3 +552,17 @@ def test_halves_with_a_region_in_a_branch(ri):
     compiled = ri.compile_regions(outlined, region_backend="eager")
     for x in (torch.rand(4), -torch.rand(4)):
         assert_same(compiled(x), branches(x))
+
+
+@pytest.mark.inductor
+def test_later_calls_are_checked_as_the_first_is(ri):
+    """After its first call a region skips AOTAutograd's wrappers, not the checks."""
+    inputs = args()
+    result = ri.regional_inductor(capture(fn, *inputs), *inputs)
+    for _ in range(3):
+        assert_like_eager(result, fn, *args())
+    with pytest.raises(ri.RegionError, match="float64"):
+        result(*[a.double() for a in args()])
+    with pytest.raises(ri.RegionError, match="shape"):
+        result(*[torch.rand(4, 4) for _ in range(2)])
+    assert_trains_like_eager(result, fn, *args(requires_grad=True))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.inductor
 FEW, MANY = 2, 6
 BACKEND_CALLS = 2  # the region's function and Inductor's `call`
 BACKEND_C_CALLS = 4  # clear, assert_size_stride, empty_strided, the kernel
-DROP_IN_CALLS = 29
+DROP_IN_CALLS = 2
 
 
 def with_regions(count: int):

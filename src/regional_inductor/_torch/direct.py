@@ -12,6 +12,7 @@ Checked on torch 2.11 and 2.13: `compile_fx.compile_fx_forward`, `create_compile
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -151,6 +152,57 @@ def compile_direct(
 def innermost_callable(compiled: Any) -> Callable[[list[Any]], Any]:
     """What a compiled graph runs, without the bookkeeping that its first call needs."""
     return getattr(compiled, "current_callable", compiled)  # type: ignore[no-any-return]
+
+
+def bare_call(artifact: Any) -> Callable[[list[Any]], Any] | None:
+    """What a standalone artifact runs inside AOTAutograd's wrappers, where it is known to have one only.
+
+    AOTAutograd puts further wrappers around regions that have duplicate inputs, gradients, effects
+    or subclasses; then the chain looks different, and the answer is None. Checked on torch 2.13;
+    2.11 names the variable differently, if at all, and keeps the wrappers.
+    """
+    inner = getattr(artifact, "inner_fn", None)
+    while inner is not None and not isinstance(inner, types.FunctionType):
+        inner = getattr(inner, "compiled_fn", None)
+    for _ in range(4):
+        if inner is None:
+            return None
+        if inner.__qualname__ == "_create_runtime_wrapper.<locals>.runtime_wrapper":
+            break
+        inner = _in_closure(inner, "fn") or _in_closure(inner, "compiled_fn")
+        while inner is not None and not isinstance(inner, types.FunctionType):
+            inner = getattr(inner, "compiled_fn", None)
+    else:
+        return None
+    graph = _in_closure(inner, "_inner_compiled_fn")
+    if type(graph).__name__ != "CompiledFxGraph" or graph.mutated_input_idxs:
+        return None
+    call: Callable[[list[Any]], Any] | None = graph.current_callable
+    return call
+
+
+def _in_closure(function: types.FunctionType, name: str) -> Any:
+    if name not in function.__code__.co_freevars or function.__closure__ is None:
+        return None
+    try:
+        return function.__closure__[function.__code__.co_freevars.index(name)].cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def autocast_is_on() -> Callable[[], bool]:
+    """The function that says whether any device's autocast is on."""
+    return torch._C._is_any_autocast_enabled
+
+
+def share_no_storage(inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
+    """Whether each output is a tensor with a storage of its own, which no input has."""
+    taken = {v.untyped_storage()._cdata for v in inputs if isinstance(v, torch.Tensor)}
+    for output in outputs:
+        if not isinstance(output, torch.Tensor) or output.untyped_storage()._cdata in taken:
+            return False
+        taken.add(output.untyped_storage()._cdata)
+    return True
 
 
 def _decomposed(

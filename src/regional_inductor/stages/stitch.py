@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch.fx
 from torch.fx.node import Node
 
+from .._torch.direct import refusal
 from .._torch.fx import has_plain_codegen, set_boxed
 from ..options import MARK_KEY
 from ..regions import (
@@ -89,7 +90,8 @@ def _replace_call(
     elif settings.guarded:
         expected = [n.meta.get("val") for n in eager.graph.nodes if n.op == "placeholder"]
         compiled = unboxed(region.call) if region.boxed else region.call
-        function = guarded_function(compiled, eager, expected, call)
+        functional = not refusal(eager, region.options)
+        function = guarded_function(compiled, eager, expected, call, functional=functional)
         submodules[name] = eager
     else:
         function = named_function(region.call, call.name)
