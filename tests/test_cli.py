@@ -62,3 +62,16 @@ def test_help_documents_the_exit_codes_and_an_example(capsys):
     text = capsys.readouterr().out
     assert "exit codes: 0 equal to eager" in text
     assert "regional-inductor demo --layers 8" in text
+
+
+def test_explain_writes_a_page_where_html_says(tmp_path, capsys):
+    page, script = tmp_path / "report.html", tmp_path / "model.py"
+    script.write_text(
+        "import torch\n"
+        "def build():\n"
+        "    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))\n"
+        "    return model, (torch.ones(2, 4),)\n"
+    )
+    assert cli.main(["explain", f"{script}:build", "--mark", "1", "--html", str(page)]) == 0
+    assert "regions" in capsys.readouterr().out
+    assert page.read_text().startswith("<!doctype html>")

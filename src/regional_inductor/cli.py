@@ -85,7 +85,8 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "examples:\n"
             "  regional-inductor explain regional_inductor.demo_worker:example\n"
             "  regional-inductor explain model.py:build --mark 'layers.*.mlp' --mark '**.*norm'\n"
-            "  regional-inductor explain package.models:tiny --merge all --json report.json"
+            "  regional-inductor explain package.models:tiny --merge all --json report.json\n"
+            "  regional-inductor explain model.py:build --html report.html"
         ),
     )
     parser.add_argument(
@@ -106,6 +107,9 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         metavar="FILE",
         help="also write the report to FILE; see docs/report-schema.md",
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write the report to FILE as a web page"
     )
     parser.set_defaults(run=_run_explain)
 
@@ -132,6 +136,8 @@ def _run_explain(arguments: argparse.Namespace) -> int:
     print(report)
     if arguments.json is not None:
         arguments.json.write_text(report.to_json(indent=2) + "\n")
+    if arguments.html is not None:
+        report.to_html(arguments.html)
     return 0
 
 

@@ -29,7 +29,7 @@ def renderable(report: Report) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Any] = [Text(_headline(report))]
+    parts: list[Any] = [Text(headline(report))]
     places = iter(report.regions)
     captures: dict[int, list[tuple[GraphReport, list[RegionReport]]]] = {}
     for graph in report.graphs:
@@ -46,7 +46,7 @@ def renderable(report: Report) -> Any:
     return Group(*parts)
 
 
-def _headline(report: Report) -> str:
+def headline(report: Report) -> str:
     regions = report.regions
     eager = sum(region.status == "eager" for region in regions)
     parts = [f"{len(regions)} regions", f"{report.distinct} distinct"]
@@ -78,9 +78,9 @@ _COLUMNS: tuple[_Column, ...] = (
     ("nodes", True, lambda places: str(places[0].nodes)),
     ("places", True, lambda places: str(len(places))),
     ("moves", True, lambda places: _moves(places[0])),
-    ("flops", True, lambda places: _amount(places[0].flops or 0) if places[0].flops else ""),
+    ("flops", True, lambda places: amount(places[0].flops or 0) if places[0].flops else ""),
     ("options", False, lambda places: _options(places[0])),
-    ("status", False, lambda places: _status(places)),
+    ("status", False, lambda places: status(places)),
     ("s", True, lambda places: _seconds(places)),
 )
 _ALWAYS = ("region", "pass", "where", "nodes", "places", "status")
@@ -155,10 +155,10 @@ def _moves(region: RegionReport) -> str:
     """Bytes moved in eager mode and by one fused kernel."""
     if region.bytes_eager is None or region.bytes_read is None or region.bytes_written is None:
         return ""
-    return f"{_amount(region.bytes_eager)}>{_amount(region.bytes_read + region.bytes_written)}B"
+    return f"{amount(region.bytes_eager)}>{amount(region.bytes_read + region.bytes_written)}B"
 
 
-def _amount(number: float) -> str:
+def amount(number: float) -> str:
     """Three digits and a unit: 512, 1.5k, 12M."""
     for unit in ("", "k", "M", "G", "T"):
         if number < 999.5 or unit == "T":
@@ -171,7 +171,7 @@ def _options(region: RegionReport) -> str:
     return ", ".join(f"{key}={value}" for key, value in region.changed_options.items())
 
 
-def _status(places: list[RegionReport]) -> str:
+def status(places: list[RegionReport]) -> str:
     first = places[0]
     if first.status == "eager":
         return f"eager: {first.reason}"

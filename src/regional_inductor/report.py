@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .regions import Finding
@@ -281,6 +283,33 @@ class Report:
         from .report_json import loads
 
         return loads(text)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one HTML file that needs no network.
+
+        It has the regions as a table to sort and filter, a picture of each graph with regions as
+        coloured boxes that open to the operators inside, a time line of the compile, and the
+        generated code of each region.
+
+        Args:
+            path: The file to write; one that is there is replaced.
+
+        Raises:
+            OSError: The file can't be written.
+
+        Example:
+            >>> import pathlib, tempfile, torch, regional_inductor as ri
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+            >>> _ = ri.mark(model, "1", name="norm")
+            >>> report = ri.explain(model, torch.ones(2, 4), region_backend="eager")
+            >>> file = pathlib.Path(tempfile.mkdtemp()) / "report.html"
+            >>> report.to_html(file)
+            >>> file.read_text()[:15]
+            '<!doctype html>'
+        """
+        from .report_html import to_html
+
+        Path(path).write_text(to_html(self), encoding="utf-8")
 
     def __str__(self) -> str:
         from .render import render

@@ -1,1 +1,49 @@
-"""A report as one HTML file."""
+"""A report as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+from .page_data import lanes, page_data, title
+from .render import amount, headline, status
+from .report import Report
+
+SCRIPTS = ("cytoscape.min.js", "cytoscape-dagre.min.js", "highlight.min.js", "sortable.min.js")
+"""In the order in which they need each other; tools/vendor_page.py gets them."""
+
+
+def to_html(report: Report) -> str:
+    """The whole page, with its scripts, styles and data inside."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(amount=amount, status=lambda region: status([region]), title=title)
+    places = iter(report.regions)
+    return environment.from_string(_file("report.html.j2")).render(
+        report=report,
+        headline=headline(report),
+        graphs=[(graph, [next(places) for _ in graph.regions]) for graph in report.graphs],
+        lanes=list(lanes(report)),
+        data=script_safe(page_data(report)),
+        style=_file("page.css"),
+        scripts=[_file(f"vendor/{name}") for name in SCRIPTS],
+        own_script=_file("page.js"),
+    )
+
+
+def script_safe(data: Any) -> str:
+    """JSON that can stand in a script element, whatever text is in it.
+
+    ``</script>`` and ``<!--`` would end the element or change how it is read; as escapes they are
+    the same JSON. A browser reads lone surrogates only as escapes, which ``json`` writes anyway.
+    """
+    text = json.dumps(data, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _file(name: str) -> str:
+    return (resources.files(__package__) / "page" / name).read_text(encoding="utf-8")

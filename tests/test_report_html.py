@@ -1,0 +1,270 @@
+"""The HTML page of a report: what is in it, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from itertools import pairwise
+
+import pytest
+
+from regional_inductor.page_data import BOXES, Box, boxes_of, lanes
+from regional_inductor.regions import Finding
+from regional_inductor.report import GraphReport, OperatorReport, RegionReport, Report
+from regional_inductor.report_html import script_safe, to_html
+
+HOSTILE = "</script><script>document.title='run'</script><!--<script> & \"'"
+
+
+def report_of(layers: int, nodes_in_layer: int, text: str = "") -> Report:
+    """A chain of layers, the middle third of each a region that all of them share."""
+    operators, regions = [], []
+    for layer in range(layers):
+        for place in range(nodes_in_layer):
+            number = len(operators)
+            inside = 1 <= place * 3 // nodes_in_layer < 2
+            operators.append(
+                OperatorReport(
+                    f"add_{number}",
+                    "aten.add.Tensor",
+                    layer if inside else None,
+                    (number - 1,) if number else (),
+                    f"layers.{layer}.{'norm' if inside else 'mix'}",
+                    f"model.py:{place}{text}",
+                    "float32[2, 8]",
+                )
+            )
+        first = layer == 0
+        size = sum(operator.region == layer for operator in operators)
+        regions.append(
+            RegionReport(
+                f"norm_{layer}{text}",
+                "forward",
+                f"model.py:{layer}{text}",
+                f"layers.{layer}.norm",
+                size,
+                ("aten.add.Tensor",) * size,
+                {},
+                "key",
+                layers,
+                "compiled" if first else "shared",
+                "",
+                0.5 if first else 0.0,
+                bytes_eager=100 * layer,
+                bytes_read=10,
+                bytes_written=layer,
+                started=2.0 if first else None,
+                steps={"lower": 0.25, "compile": 0.25} if first else {},
+            )
+        )
+    graph = GraphReport(
+        "",
+        len(operators),
+        tuple(regions),
+        {"collect": 1.0, "compile": 1.0},
+        direction="forward",
+        started={"collect": 1.0, "compile": 2.0},
+        operators=tuple(operators),
+    )
+    finding = Finding("cheap", f"a cheap one{text}", "model.py:1", "add to it", "norm_0")
+    return Report([graph], [finding], code={"key": f"def kernel():  # {text}\n    return 'code'"})
+
+
+# --- what is drawn -------------------------------------------------------------------------------
+
+
+def operators_in(boxes) -> list[int]:
+    found = []
+    for box in boxes:
+        found += operators_in(box.children) if isinstance(box, Box) else [box]
+    return found
+
+
+def widths(boxes) -> list[int]:
+    return [len(boxes), *(n for box in boxes if isinstance(box, Box) for n in widths(box.children))]
+
+
+@pytest.mark.parametrize(("layers", "nodes"), [(2, 9), (40, 250), (1000, 10), (1, 10_000)])
+def test_every_operator_is_in_one_box_and_few_boxes_are_drawn_at_a_time(layers, nodes):
+    boxes = boxes_of(report_of(layers, nodes).graphs[0])
+    assert sorted(operators_in(boxes)) == list(range(layers * nodes))
+    assert max(widths(boxes)) <= BOXES
+
+
+def test_many_boxes_are_put_together_by_layer():
+    boxes = boxes_of(report_of(100, 9).graphs[0])
+    assert [box.label for box in boxes] == [f"layers.{number}" for number in range(100)]
+
+
+def test_bars_of_the_time_line_follow_each_other_within_the_whole():
+    of = dict(lanes(report_of(3, 9)))
+    assert list(of) == ["stage collect", "stage compile", "norm_0"]
+    assert [(bar.step, bar.left, bar.width) for bar in of["norm_0"]] == [
+        ("lower", 50.0, 12.5),
+        ("compile", 62.5, 12.5),
+    ]
+
+
+def test_text_of_the_user_can_not_end_a_script():
+    page = to_html(report_of(2, 9, HOSTILE))
+    assert "document.title='run'</script>" not in page
+    assert json.loads(script_safe(HOSTILE)) == HOSTILE
+    assert not re.search("[<>&]", script_safe(HOSTILE))
+
+
+def test_the_page_without_its_data_is_below_two_megabytes():
+    assert len(to_html(Report()).encode()) < 2_000_000
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        message = "no chromium and chromedriver: tools/set_up_browser.sh installs them"
+        if os.environ.get("REGIONAL_INDUCTOR_BROWSER") == "required":  # .ci/run says so
+            pytest.fail(message)
+        pytest.skip(message)
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1280,800",
+        f"--user-data-dir={tmp_path_factory.mktemp('browser')}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options=options, service=Service(driver)) as running:
+        yield running
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens a report; at the end nothing may have gone wrong, and nothing been asked of a network."""
+
+    def open_report(report: Report):
+        path = tmp_path / "report.html"
+        report.to_html(path)
+        browser.get(path.as_uri())
+        assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
+        return browser
+
+    yield open_report
+    assert browser.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+        and message["params"]["documentURL"].startswith("file:")  # not the browser's first page
+    ]
+    assert asked
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def column(page, number: int) -> list[str]:
+    return page.execute_script(
+        "return [...document.querySelectorAll('#regions tbody tr')].filter(r => !r.hidden)"
+        ".map(r => r.cells[arguments[0]].textContent.trim())",
+        number,
+    )
+
+
+def press(page, selector: str, key: str) -> None:
+    page.find_element("css selector", selector).send_keys(key)
+
+
+def test_the_table_sorts_by_number_with_the_keyboard(opened):
+    page = opened(report_of(12, 9))
+    heading = "#regions th:nth-child(8)"
+    press(page, heading, "\n")
+    once = column(page, 0)
+    press(page, heading, "\n")
+    largest_first = [f"norm_{number}" for number in range(11, -1, -1)]
+    assert once == largest_first  # as text, 1.1k would stand between 100 and 200
+    assert column(page, 0) == largest_first[::-1]
+
+
+def test_the_table_shows_what_matches_all_words_of_the_filter(opened):
+    page = opened(report_of(12, 9))
+    press(page, "#filter", "shared layers.11.")
+    assert column(page, 0) == ["norm_11"]
+    assert page.find_element("id", "shown").text == "1 of 12 regions"
+
+
+def test_a_region_opens_to_its_operators_and_closes_again(opened):
+    page = opened(report_of(2, 9))
+    button = "#boxes li:nth-child(2) > button"
+    assert page.find_element("css selector", button).text == "norm_0 (3)"
+    before = page.execute_script("return picture.nodes().length")
+    press(page, button, "\n")
+    assert page.find_element("css selector", button).get_attribute("aria-expanded") == "true"
+    drawn = page.execute_script("return picture.nodes().map(n => n.data('label'))")
+    assert "add.Tensor\nadd_3" in drawn
+    assert len(drawn) == before + 3
+    press(page, button, "\n")
+    assert page.execute_script("return picture.nodes().length") == before
+
+
+def test_the_code_of_a_region_opens_as_text_even_when_it_is_hostile(opened):
+    page = opened(report_of(2, 9, HOSTILE))
+    page.find_element("css selector", "#regions tbody button").click()
+    page.find_element("css selector", "#code summary").click()
+    # The element fills when it has opened, which the browser tells a moment later.
+    page.implicitly_wait(10)
+    code = page.find_element("css selector", "#code code .hljs-keyword")
+    assert code.text == "def"
+    whole = page.find_element("css selector", "#code code").get_attribute("textContent")
+    assert whole == f"def kernel():  # {HOSTILE}\n    return 'code'"
+    assert page.title != "run"
+
+
+def test_colours_follow_the_system_and_the_button(opened, browser):
+    theme = "return document.documentElement.dataset.theme"
+    for name, other in (("dark", "light"), ("light", "dark")):
+        media = {"features": [{"name": "prefers-color-scheme", "value": name}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        page = opened(report_of(2, 9))
+        assert page.execute_script(theme) == name
+        press(page, "#theme", "\n")
+        assert page.execute_script(theme) == other
+
+
+def test_a_narrow_page_does_not_scroll_sideways(opened, browser):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page = opened(report_of(12, 9))
+    wide = page.execute_script("return document.documentElement.scrollWidth - innerWidth")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert wide <= 0
+
+
+def test_ten_thousand_operators_open_layer_by_layer(opened):
+    page = opened(report_of(100, 100))
+    assert page.execute_script("return picture.nodes().length") == 100
+    press(page, "#boxes li:nth-child(1) > button", "\n")
+    press(page, "#boxes li li:nth-child(2) > button", "\n")
+    assert "add.Tensor\nadd_34" in page.execute_script(
+        "return picture.nodes().map(n => n.data('label'))"
+    )
+    heights = page.execute_script("return picture.nodes(':childless').map(n => n.position().y)")
+    assert any(first != second for first, second in pairwise(heights))
+
+
+def test_an_empty_report_opens(opened):
+    page = opened(Report())
+    assert "no operators to draw" in page.find_element("id", "cy").text
