@@ -345,16 +345,20 @@ def test_a_function_that_runs_its_own_backward(ri, verify):
 
 
 def test_memory_does_not_grow_with_the_number_of_regions(ri, verify, miscompiled):
-    """Counted in bytes of live tensors, looked at while a region runs."""
+    """Counted in bytes of live tensors that weren't there before, looked at while a region runs."""
     peaks = []
 
-    def look(outputs):
+    def live_storages():
         seen = {}
         for value in gc.get_objects():
             if type(value) in (torch.Tensor, nn.Parameter) and value.numel() > 1000:
                 storage = value.untyped_storage()
-                seen[storage._cdata] = storage.nbytes()
-        peaks[-1] = max(peaks[-1], sum(seen.values()))
+                seen[storage._cdata] = storage  # kept: a freed one's address may come again
+        return seen
+
+    def look(outputs):
+        new = [storage for key, storage in live_storages().items() if key not in before]
+        peaks[-1] = max(peaks[-1], sum(storage.nbytes() for storage in new))
         return outputs
 
     miscompiled(look)
@@ -373,6 +377,7 @@ def test_memory_does_not_grow_with_the_number_of_regions(ri, verify, miscompiled
 
     for count in (2, 12):
         gc.collect()
+        before = live_storages()
         peaks.append(0)
         assert verify(chain(count), torch.randn(4096)).ok
     assert peaks[1] <= peaks[0]

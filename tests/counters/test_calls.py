@@ -77,15 +77,25 @@ def test_a_region_of_the_backend_costs_few_calls():
     assert sum(found.values()) - python_functions(found) <= BACKEND_C_CALLS, found
 
 
-def test_a_region_of_the_drop_in_pass_costs_few_calls():
+@pytest.mark.parametrize("kernels", ["compiled now", "from Inductor's cache"])
+def test_a_region_of_the_drop_in_pass_costs_few_calls(kernels):
+    """AOTAutograd wraps what it has just compiled otherwise than what it loads from its cache."""
     from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.utils import fresh_cache
 
     import regional_inductor as ri
+    from regional_inductor.cache import memory
 
     def graph_pass(gm, inputs):
         return ri.regional_inductor(gm, *inputs)
 
-    found = calls_a_region(aot_autograd(fw_compiler=graph_pass, bw_compiler=graph_pass))
+    backend = aot_autograd(fw_compiler=graph_pass, bw_compiler=graph_pass)
+    with fresh_cache():
+        memory.clear()
+        if kernels != "compiled now":
+            calls_a_region(backend)
+            memory.clear()
+        found = calls_a_region(backend)
     assert python_functions(found) <= DROP_IN_CALLS, found
 
 
@@ -93,13 +103,16 @@ def test_calls_leave_nothing_behind():
     compiled = torch.compile(with_regions(MANY), backend="regional_inductor", fullgraph=True)
     x = torch.randn(10)
     calls = 200
-    with torch.no_grad():
-        for _ in range(20):
-            compiled(x)
+
+    def left() -> int:
         gc.collect()
         before = sys.getallocatedblocks()
         for _ in range(calls):
             compiled(x)
         gc.collect()
-        left = sys.getallocatedblocks() - before
-    assert left < calls, f"{left} blocks after {calls} calls of {MANY} regions"
+        return sys.getallocatedblocks() - before
+
+    with torch.no_grad():
+        # What calls leave, they leave in each round; the process around them fills caches now and then.
+        fewest = min(left() for _ in range(5))
+    assert fewest < calls, f"{fewest} blocks after {calls} calls of {MANY} regions"

@@ -175,6 +175,10 @@ def bare_call(artifact: Any) -> Callable[[list[Any]], Any] | None:
     else:
         return None
     graph = _in_closure(inner, "_inner_compiled_fn")
+    if (
+        type(graph).__name__ == "SerializableCompiledFunction"
+    ):  # compiled now; plain when from a cache
+        graph = graph.compiled_fn
     if type(graph).__name__ != "CompiledFxGraph" or graph.mutated_input_idxs:
         return None
     call: Callable[[list[Any]], Any] | None = graph.current_callable
