@@ -42,6 +42,15 @@ def test_a_swapped_output_is_a_difference_that_shows_the_program(monkeypatch):
     assert "batch 3: value 0: off by" in str(caught.value)
 
 
+def test_what_stock_aot_eager_does_otherwise_is_compared_with_it():
+    """AOTAutograd drops a draw that nobody uses; ours has to do as the same capture without us does."""
+    unused_draw = Program(
+        (Statement("dropout"), Block((Statement("sin", 1),), "region")), outputs=1
+    )
+    assert check(unused_draw, "eager") == "aot_eager"
+    assert check(Program((_TWO,)), "eager") == "eager"
+
+
 def test_values_differ_by_kind_by_place_of_nan_and_by_bits():
     one = torch.ones(3)
     assert difference([one], [one], exact=True) == ""

@@ -1,6 +1,6 @@
 """Fuzzing: random programs with random marks, compiled and eager, forward and backward.
 
-usage: python -m tests.fuzz [--programs N] [--seed S] [--jobs J] [--compiled SHARE] [--numerics KIND]
+usage: python -m tests.fuzz [--programs N] [--seed S] [--jobs J] [--compiled SHARE] [--numerics KIND] [--minutes M]
 
 A program that differs from eager is shrunk, printed and written to `fuzz-failures/`. Exit code 1 then.
 """
@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -23,9 +27,34 @@ from .programs import Program, programs
 _FAILURES = Path("fuzz-failures")
 
 
-def fuzz(count: int, number: int, region_backend: str, numerics: str) -> tuple[int, int]:
-    """Try programs until one differs or all are done; how many were equal, how many set aside."""
-    equal = aside = 0
+@dataclass
+class Tally:
+    """How programs came out."""
+
+    equal: int = 0
+    compiled: int = 0
+    """Of the equal ones, those whose regions Inductor compiled."""
+    equal_stock: int = 0
+    fails: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.equal + other.equal,
+            self.compiled + other.compiled,
+            self.equal_stock + other.equal_stock,
+            self.fails + other.fails,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.equal} programs equal eager, {self.compiled} of them compiled by Inductor; "
+            f"{self.equal_stock} equal stock aot_eager, which differs from eager; "
+            f"{self.fails} fail in eager"
+        )
+
+
+def fuzz(count: int, number: int, region_backend: str, numerics: str, tally: Tally) -> None:
+    """Try programs until one differs or all are done, and count them."""
 
     @seed(number)
     @settings(
@@ -38,39 +67,37 @@ def fuzz(count: int, number: int, region_backend: str, numerics: str) -> tuple[i
     )
     @given(programs(numerics=numerics))
     def attempt(program: Program) -> None:
-        nonlocal equal, aside
         try:
-            compared = check(program, region_backend)
+            equals = check(program, region_backend)
         except EagerFails:
-            compared = False
-        equal, aside = equal + compared, aside + (not compared)
+            tally.fails += 1
+            return
+        tally.equal += equals == "eager"
+        tally.equal_stock += equals == "aot_eager"
+        tally.compiled += equals == "eager" and region_backend == "inductor"
 
     attempt()
-    return equal, aside
 
 
 def worker(arguments: argparse.Namespace) -> int:
     compiled = round(arguments.programs * arguments.compiled)
-    equal = aside = 0
+    tally, failed = Tally(), 0
     for count, backend in ((arguments.programs - compiled, "eager"), (compiled, "inductor")):
         if not count:
             continue
         try:
-            counts = fuzz(count, arguments.seed, backend, arguments.numerics)
-            equal, aside = equal + counts[0], aside + counts[1]
+            fuzz(count, arguments.seed, backend, arguments.numerics, tally)
         except Difference as found:
+            failed += 1
             text = f"# region_backend={backend} seed={arguments.seed}\n{found}\n"
             _FAILURES.mkdir(exist_ok=True)
             path = _FAILURES / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.py"
             path.write_text(text)
             print(text, f"written to {path}", sep="\n", flush=True)
-            return 1
-    print(
-        f"seed {arguments.seed}: {equal} programs equal eager, {aside} set aside "
-        f"(eager fails or stock aot_eager differs), {compiled} compiled",
-        flush=True,
-    )
-    return 0
+    if arguments.tally:
+        Path(arguments.tally).write_text(json.dumps(asdict(tally)))
+    print(f"seed {arguments.seed}: {tally}", flush=True)
+    return 1 if failed else 0
 
 
 def main() -> int:
@@ -80,33 +107,43 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--compiled", type=float, default=0.2, help="share that Inductor compiles")
     parser.add_argument("--numerics", choices=("default", "eager"), default="default")
+    parser.add_argument("--minutes", type=float, help="start no further programs after these")
+    parser.add_argument("--tally", help=argparse.SUPPRESS)  # where a worker writes its counts
     arguments = parser.parse_args()
     if arguments.jobs == 1:
         return worker(arguments)
-    # A process for each hundred programs: what torch keeps of each capture stays small.
     return _in_processes(arguments)
 
 
 def _in_processes(arguments: argparse.Namespace) -> int:
-    started, share = time.perf_counter(), 100
+    """A process for each fifty programs: what torch keeps of each capture stays small."""
+    started, share = time.perf_counter(), 50
     seeds = iter(range(arguments.seed, arguments.seed + -(-arguments.programs // share)))
+    end = started + 60 * arguments.minutes if arguments.minutes else math.inf
     running: list[subprocess.Popen[bytes]] = []
-    failed = done = 0
-    while True:
-        while len(running) < arguments.jobs and (next_seed := next(seeds, None)) is not None:
-            command = [sys.executable, "-m", "tests.fuzz", f"--programs={share}"]
-            command += [f"--seed={next_seed}", f"--compiled={arguments.compiled}"]
-            command += [f"--numerics={arguments.numerics}"]
-            running.append(subprocess.Popen(command, env=os.environ))
-        if not running:
-            break
-        finished = [process for process in running if process.poll() is not None]
-        running = [process for process in running if process not in finished]
-        failed += sum(process.returncode != 0 for process in finished)
-        done += sum(process.returncode == 0 for process in finished)
-        time.sleep(0.2)
+    failed: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="fuzz-tallies-") as tallies:
+        while True:
+            while (
+                len(running) < arguments.jobs
+                and time.perf_counter() < end
+                and (next_seed := next(seeds, None)) is not None
+            ):
+                command = [sys.executable, "-m", "tests.fuzz", f"--programs={share}"]
+                command += [f"--seed={next_seed}", f"--compiled={arguments.compiled}"]
+                command += [f"--numerics={arguments.numerics}"]
+                command += [f"--tally={tallies}/{next_seed}.json"]
+                running.append(subprocess.Popen(command, env=os.environ))
+            if not running:
+                break
+            finished = [process for process in running if process.poll() is not None]
+            running = [process for process in running if process not in finished]
+            failed += [process.returncode for process in finished if process.returncode]
+            time.sleep(0.2)
+        counted = [Tally(**json.loads(path.read_text())) for path in Path(tallies).iterdir()]
     minutes = (time.perf_counter() - started) / 60
-    print(f"{done * share} programs equal eager, {failed} seeds failed, {minutes:.1f} minutes")
+    total = sum(counted, Tally())
+    print(f"{total}; {len(failed)} of {len(counted)} seeds failed, {minutes:.1f} minutes")
     return 1 if failed else 0
 
 

@@ -85,12 +85,12 @@ def run(function: Callable[..., Any], program: Program, batch: int, seed: int) -
     return [*(out.detach() for out in outputs), inputs[-1], state, *gradients]
 
 
-def check(program: Program, region_backend: str) -> bool:
+def check(program: Program, region_backend: str) -> str:
     """Compare a program with eager.
 
     Returns:
-        Whether it could be compared: False where stock `aot_eager`, which compiles nothing, is no
-        more like eager than we are (an unused random draw is dropped by AOTAutograd, say).
+        What it equals: "eager"; or "aot_eager", where stock `aot_eager`, which compiles nothing, does not
+        do what eager does either (AOTAutograd drops a random draw that nobody uses, say).
 
     Raises:
         EagerFails: The program itself raises.
@@ -99,15 +99,20 @@ def check(program: Program, region_backend: str) -> bool:
     text = source(program)
     exact = program.numerics == "eager" or region_backend == "eager"
     with _modules(), tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _quiet():
+
+        def stock() -> Any:
+            function = load(text, Path(folder)).program
+            return torch.compile(function, dynamic=program.dynamic, backend="aot_eager")
+
         eager = load(text, Path(folder)).program
         problem = _problem(program, eager, _ours(program, text, folder, region_backend), exact)
         if not problem:
-            return True
-        stock = torch.compile(
-            load(text, Path(folder)).program, dynamic=program.dynamic, backend="aot_eager"
-        )
-        if _problem(program, eager, stock, exact=True):
-            return False
+            return "eager"
+        if _problem(program, eager, stock(), exact=True):
+            ours = _ours(program, text, folder, region_backend)
+            problem = _problem(program, stock(), ours, exact)
+            if not problem:
+                return "aot_eager"
     raise Difference(f"{_described(program)}{text}\n# {problem}")
 
 

@@ -162,8 +162,8 @@ def programs(
     body = st.recursive(statement, blocks, max_leaves=12)
     return st.builds(
         Program,
-        st.lists(st.one_of(blocks(statement), body), min_size=1, max_size=6).map(tuple),
-        st.lists(st.booleans(), min_size=1, max_size=3).map(tuple),
+        st.lists(st.one_of(blocks(statement), body), min_size=2, max_size=8).map(tuple),
+        st.lists(st.sampled_from([True, True, True, False]), min_size=1, max_size=3).map(tuple),
         st.booleans(),
         st.sampled_from(["scope", "scope", "all"]),
         st.just(numerics),
