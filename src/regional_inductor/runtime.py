@@ -13,50 +13,81 @@ from torch.fx.node import Node
 from ._torch import direct, inductor
 from ._torch.direct import innermost_callable
 from ._torch.values import is_fake
-from .errors import RegionError
+from .errors import RegionError, compose
 from .regions import REGION_META, RegionCall
 
 RegionFunction = Callable[..., Any]
 
 
-def named_function(compiled: Callable[..., Any], name: str) -> RegionFunction:
+def named_function(compiled: Callable[..., Any], call: RegionCall) -> RegionFunction:
     """A plain function over a compiled region: FX generates calls of functions, not of objects.
 
     `__wrapped__` is the compiled region itself; GraphPickler recognises Inductor's artifact there.
     """
 
     def region(*args: Any) -> Any:
-        return compiled(*args)
+        try:
+            return compiled(*args)
+        except Exception as error:
+            name_region(error, call)
+            raise
 
-    region.__name__ = region.__qualname__ = name
+    region.__name__ = region.__qualname__ = call.name
     region.__module__ = "regional_inductor"
     region.__wrapped__ = compiled  # type: ignore[attr-defined]
     return region
 
 
-def boxed_function(compiled: Callable[[list[Any]], Any], name: str) -> RegionFunction:
+def boxed_function(compiled: Callable[[list[Any]], Any], call: RegionCall) -> RegionFunction:
     """A region that takes one list of arguments and empties it, so that inputs are freed early.
 
     It costs a Python call over Inductor's own. Its name is in tracebacks and in the profiler.
     """
     innermost = innermost_callable(compiled)
     first = True
+    name = call.name
 
     def region(args: list[Any]) -> Any:
         nonlocal first
-        if first:
-            first = False
-            return compiled(args)
-        if profiler._is_profiler_enabled:
-            with torch.profiler.record_function(name):
-                return innermost(args)
-        return innermost(args)
+        try:  # costs nothing until something is raised
+            if first:
+                first = False
+                return compiled(args)
+            if profiler._is_profiler_enabled:
+                with torch.profiler.record_function(name):
+                    return innermost(args)
+            return innermost(args)
+        except Exception as error:
+            name_region(error, call)
+            raise
 
     region.__code__ = region.__code__.replace(co_name=name)
     region.__name__ = region.__qualname__ = name
     region.__module__ = "regional_inductor"
     region.__wrapped__ = compiled  # type: ignore[attr-defined]
     return region
+
+
+def name_region(error: Exception, call: RegionCall) -> None:
+    """Say in an error of a compiled region's run which region it was; type and arguments stay.
+
+    It is a note (`BaseException.add_note`), printed under the message; on Python 3.10, which has no
+    notes, the text goes at the end of the message.
+    """
+    if isinstance(error, RegionError):
+        return  # which says it already
+    text = compose(
+        "raised by a compiled region at run time",
+        region=call.name,
+        source=call.source,
+        hint="regional-inductor bisect SCRIPT_OR_MODULE:FACTORY reduces it to a script of its own; "
+        "regional_inductor.eager() keeps code out of regions",
+    )
+    add_note = getattr(error, "add_note", None)
+    if add_note is not None:
+        add_note(text)
+    elif error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{text}", *error.args[1:])
 
 
 def unboxed(compiled: Callable[[list[Any]], Any]) -> Callable[..., Any]:
@@ -111,7 +142,11 @@ def guarded_function(
                 raise _wrong_kind(call, index, value, kind)
             if grad and value.requires_grad:
                 return eager(*args)
-        result = compiled(*args)
+        try:
+            result = compiled(*args)
+        except Exception as error:
+            name_region(error, call)
+            raise
         if names["bare"] is not None and not names["ready"]:
             names["ready"] = True
             if not direct.share_no_storage(args, result):
@@ -122,6 +157,7 @@ def guarded_function(
         return result
 
     names["careful"] = careful
+    names["name_region"] = lambda error: name_region(error, call)
     region: RegionFunction = _checking_code(kinds, trained, bare is not None, names)
     region.__code__ = region.__code__.replace(co_name=call.name)
     region.__name__ = region.__qualname__ = call.name
@@ -176,7 +212,12 @@ def _checking_code(
     body = f"    if {' and '.join(checks)}:\n"
     if is_bare:
         body += f"        args = [{listed}]\n{forget}"
-    code = f"def region({listed}):\n{body}        return {run}\n    return careful({listed})\n"
+    # A `try` costs nothing until something is raised.
+    body += f"        try:\n            return {run}\n"
+    body += (
+        "        except Exception as error:\n            name_region(error)\n            raise\n"
+    )
+    code = f"def region({listed}):\n{body}    return careful({listed})\n"
     names.update(Tensor=torch.Tensor, Parameter=torch.nn.Parameter)
     names["is_grad_enabled"] = torch.is_grad_enabled
     exec(compile(code, "<regional_inductor call>", "exec"), names)
@@ -229,7 +270,7 @@ class EffectfulRegion(torch.nn.Module):
 
 
 def _load_effectful(data: bytes, call: RegionCall) -> EffectfulRegion:
-    return EffectfulRegion(named_function(inductor.artifact_from_bytes(data), call.name), call)
+    return EffectfulRegion(named_function(inductor.artifact_from_bytes(data), call), call)
 
 
 def region_calls(module: torch.fx.GraphModule) -> Iterator[tuple[Node, RegionCall]]:

@@ -86,7 +86,8 @@ def region(
             options are compiled as one where the order of the graph allows it.
         numerics: ``"eager"`` asks for results that equal eager's bit for bit, ``"default"`` doesn't;
             ``None`` leaves it to the backend.
-        compile_timeout: Seconds after which compiling this region is given up.
+        compile_timeout: Seconds after which compiling this region is given up: its compiler processes
+            and Inductor's workers end at once (on Linux), lowering ends at its next Python step.
         collectives: ``"include"`` lets collectives into the region, ``"exclude"`` doesn't; ``None``
             leaves it to the backend.
 

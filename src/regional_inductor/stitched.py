@@ -73,7 +73,7 @@ def load_stitched(data: bytes) -> torch.fx.GraphModule:
             expected = [argument.meta.get("val") for argument in arguments]
             node.target = guarded_function(compiled, eager, expected, call)
         else:
-            node.target = named_function(compiled, call.name)
+            node.target = named_function(compiled, call)
     make_stitched(module)
     module.recompile()
     return module

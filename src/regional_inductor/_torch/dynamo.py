@@ -25,7 +25,7 @@ def aot_backend(
     )
 
 
-def is_restart(error: Exception) -> bool:
+def is_restart(error: BaseException) -> bool:
     """Whether an error is Dynamo's own: it asks for another capture, having learnt something."""
     exceptions = sys.modules.get("torch._dynamo.exc")
     restart = getattr(exceptions, "RestartAnalysis", None)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from torch.fx.node import Node
 
 from .. import progress
-from .._torch import cudagraphs, dynamo, generated, trace
+from .._torch import cudagraphs, dynamo, generated, trace, workers
 from ..cache import memory
 from ..call_recording import record_call, recording_findings
 from ..errors import RegionCompileError, RegionError, RegionWarning
@@ -117,6 +117,7 @@ def _compile_batch(
     requests: Sequence[RegionRequest], settings: Settings
 ) -> dict[str, CompiledRegion]:
     """Compile distinct regions; the failure of one is its own."""
+    workers.renew_broken_pools()  # one that died meanwhile would fail each region that needs it
     with progress.compiling(len(requests)):
         return {request.key: _compile_one(request, settings) for request in requests}
 
@@ -135,9 +136,9 @@ def _compile_one(request: RegionRequest, settings: Settings) -> CompiledRegion:
             generated.timed_steps() as steps,
         ):
             compiled = _BACKENDS[settings.region_backend](request.module, options, call, settings)
-    except RegionError:
+    except (RegionError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:  # whatever a compiler may raise is this region's failure
+    except BaseException as error:  # whatever else a compiler raises is this region's failure
         if _restarts_capture(error, request, settings):
             raise
         return _failed(error, request, settings, started)
@@ -155,7 +156,7 @@ def _compile_one(request: RegionRequest, settings: Settings) -> CompiledRegion:
     )
 
 
-def _restarts_capture(error: Exception, request: RegionRequest, settings: Settings) -> bool:
+def _restarts_capture(error: BaseException, request: RegionRequest, settings: Settings) -> bool:
     """Whether Dynamo wants to hear of an error: it captures again, with a float made constant, say.
 
     It is there to hear while the registered backend compiles a forward graph; a backward graph may be
@@ -166,9 +167,10 @@ def _restarts_capture(error: Exception, request: RegionRequest, settings: Settin
 
 
 def _failed(
-    error: Exception, request: RegionRequest, settings: Settings, started: float
+    error: BaseException, request: RegionRequest, settings: Settings, started: float
 ) -> CompiledRegion:
     seconds = time.perf_counter() - started
+    workers.renew_broken_pools()
     first_line = next(iter(str(error).strip().splitlines()), "")
     what = f"Inductor could not compile the region: {type(error).__name__}: {first_line}"
     call = request.call
@@ -178,6 +180,7 @@ def _failed(
             region=call.name,
             source=call.source,
             hint='on_error="eager" leaves such a region eager and compiles the rest; '
+            "`regional-inductor bisect SCRIPT_OR_MODULE:FACTORY` reduces it to a script of its own; "
             "regional_inductor.eager() keeps code out of regions",
         ) from error
     failure = RegionCompileError(

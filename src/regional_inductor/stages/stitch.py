@@ -82,10 +82,10 @@ def _replace_call(
         _put_back(node, eager, graph.outlined)
         return
     if isinstance(region.call, torch.fx.GraphModule):
-        function = named_function(region.call, call.name)
+        function = named_function(region.call, call)
         submodules[name] = region.call
     elif region.boxed and not settings.guarded:
-        function = boxed_function(region.call, call.name)
+        function = boxed_function(region.call, call)
         node.args = (list(node.args),)
     elif settings.guarded:
         expected = [n.meta.get("val") for n in eager.graph.nodes if n.op == "placeholder"]
@@ -94,7 +94,7 @@ def _replace_call(
         function = guarded_function(compiled, eager, expected, call, functional=functional)
         submodules[name] = eager
     else:
-        function = named_function(region.call, call.name)
+        function = named_function(region.call, call)
     if call.joint:
         # AOTAutograd's partitioners copy functions only.
         if call.effectful:

@@ -1,0 +1,85 @@
+"""The threads and processes in which Inductor compiles kernels, when they must end or have died.
+
+Checked on torch 2.13: `async_compile.AsyncCompile.pool` and `.process_pool` (cached functions),
+`._ready_future`, `async_compile._pool_set`, `SubprocPool.process`, `.running`, `.pending_futures`.
+What a version hasn't got is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+
+def thread_ids() -> list[int]:
+    """Native ids of the threads that wait for compilers."""
+    module = _module()
+    threads = None if module is None else _made(module.AsyncCompile, "pool")
+    if not isinstance(threads, ThreadPoolExecutor):
+        return []
+    return [thread.native_id for thread in threads._threads if thread.native_id is not None]
+
+
+def busy_pools() -> set[int]:
+    """The processes at the top of Inductor's pools of processes that have work."""
+    found: set[int] = set()
+    module = _module()
+    for pool in () if module is None else _process_pools(module):
+        if isinstance(pool, Executor):
+            if getattr(pool, "_pending_work_items", None):
+                found |= set(getattr(pool, "_processes", None) or ())
+        elif getattr(pool, "pending_futures", None):
+            found.add(pool.process.pid)
+    return found
+
+
+def drop_waiting_work() -> None:
+    """Forget what Inductor's threads were still to do; later compiles get threads of their own."""
+    module = _module()
+    threads = None if module is None else _made(module.AsyncCompile, "pool")
+    if module is not None and isinstance(threads, ThreadPoolExecutor):
+        module.AsyncCompile.pool.cache_clear()
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def renew_broken_pools() -> None:
+    """Let Inductor make a new pool of processes where the one that it has is dead.
+
+    It would go on asking the dead one: every later region that needs it would fail.
+    """
+    module = _module()
+    if module is None:
+        return
+    for pool in _process_pools(module):
+        if not _is_broken(pool):
+            continue
+        module._pool_set.discard(pool)
+        if _made(module.AsyncCompile, "process_pool") is pool:
+            module.AsyncCompile.process_pool.cache_clear()
+            module.AsyncCompile._ready_future = None
+
+
+def _is_broken(pool: Any) -> bool:
+    if isinstance(pool, Executor):
+        return bool(getattr(pool, "_broken", False))
+    return not getattr(pool, "running", True) or pool.process.poll() is not None
+
+
+def _module() -> Any:
+    module = sys.modules.get("torch._inductor.async_compile")
+    return module if hasattr(module, "AsyncCompile") else None
+
+
+def _process_pools(module: Any) -> Iterable[Any]:
+    return list(getattr(module, "_pool_set", ()))
+
+
+def _made(owner: Any, name: str) -> Any:
+    """What a cached function has made, without making it."""
+    function: Any = getattr(owner, name, None)
+    with contextlib.suppress(AttributeError):
+        return function() if function.cache_info().currsize else None
+    return None
