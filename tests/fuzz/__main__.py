@@ -1,6 +1,7 @@
 """Fuzzing: random programs with random marks, compiled and eager, forward and backward.
 
-usage: python -m tests.fuzz [--programs N] [--seed S] [--jobs J] [--compiled SHARE] [--numerics KIND] [--minutes M]
+usage: python -m tests.fuzz [--programs N] [--seed S] [--jobs J] [--compiled SHARE] [--numerics KIND]
+           [--device cpu] [--minutes M]
 
 A program that differs from eager is shrunk, printed and written to `fuzz-failures/`. Exit code 1 then.
 """
@@ -53,7 +54,9 @@ class Tally:
         )
 
 
-def fuzz(count: int, number: int, region_backend: str, numerics: str, tally: Tally) -> None:
+def fuzz(
+    count: int, number: int, region_backend: str, arguments: argparse.Namespace, tally: Tally
+) -> None:
     """Try programs until one differs or all are done, and count them."""
 
     @seed(number)
@@ -65,7 +68,7 @@ def fuzz(count: int, number: int, region_backend: str, numerics: str, tally: Tal
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
-    @given(programs(numerics=numerics))
+    @given(programs(numerics=arguments.numerics, device=arguments.device))
     def attempt(program: Program) -> None:
         try:
             equals = check(program, region_backend)
@@ -86,7 +89,7 @@ def worker(arguments: argparse.Namespace) -> int:
         if not count:
             continue
         try:
-            fuzz(count, arguments.seed, backend, arguments.numerics, tally)
+            fuzz(count, arguments.seed, backend, arguments, tally)
         except Difference as found:
             failed += 1
             text = f"# region_backend={backend} seed={arguments.seed}\n{found}\n"
@@ -107,6 +110,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--compiled", type=float, default=0.2, help="share that Inductor compiles")
     parser.add_argument("--numerics", choices=("default", "eager"), default="default")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, help="start no further programs after these")
     parser.add_argument("--tally", help=argparse.SUPPRESS)  # where a worker writes its counts
     arguments = parser.parse_args()
@@ -131,7 +135,7 @@ def _in_processes(arguments: argparse.Namespace) -> int:
             ):
                 command = [sys.executable, "-m", "tests.fuzz", f"--programs={share}"]
                 command += [f"--seed={next_seed}", f"--compiled={arguments.compiled}"]
-                command += [f"--numerics={arguments.numerics}"]
+                command += [f"--numerics={arguments.numerics}", f"--device={arguments.device}"]
                 command += [f"--tally={tallies}/{next_seed}.json"]
                 running.append(subprocess.Popen(command, env=os.environ))
             if not running:

@@ -63,10 +63,10 @@ def _quiet() -> Iterator[None]:
 def inputs_of(program: Program, batch: int, seed: int) -> list[torch.Tensor]:
     drawn = torch.Generator().manual_seed(seed)
     values = [
-        torch.randn(batch, COLUMNS, generator=drawn).requires_grad_(wanted)
+        torch.randn(batch, COLUMNS, generator=drawn).to(program.device).requires_grad_(wanted)
         for wanted in program.inputs
     ]
-    return [*values, torch.randn(COLUMNS, generator=drawn).mul_(0.1)[:1]]
+    return [*values, torch.randn(COLUMNS, generator=drawn).mul_(0.1)[:1].to(program.device)]
 
 
 def run(function: Callable[..., Any], program: Program, batch: int, seed: int) -> list[Any]:
@@ -75,7 +75,8 @@ def run(function: Callable[..., Any], program: Program, batch: int, seed: int) -
     torch.manual_seed(seed)
     result = function(*inputs)
     outputs = list(result) if isinstance(result, tuple) else [result]
-    state = torch.get_rng_state()
+    on_cpu = program.device == "cpu"
+    state = torch.get_rng_state() if on_cpu else torch.cuda.get_rng_state(program.device)
     leaves = [value for value in inputs if value.requires_grad]
     sums = [out.double().square().mean() for out in outputs if out.requires_grad]
     gradients: list[Any] = []

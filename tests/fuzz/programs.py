@@ -72,7 +72,7 @@ MATRICES = {
 DRAWS = {
     "dropout": "F.dropout({a}, 0.5)",
     "rand_like": "{a} * torch.rand_like({a})",
-    "randn": "{a} + torch.randn({a}.shape[-1], dtype={a}.dtype)",
+    "randn": "{a} + torch.randn({a}.shape[-1], dtype={a}.dtype, device={a}.device)",
 }
 # Writes go to a copy of their own, to a view of one, or to the buffer that the program is given.
 WRITES = {
@@ -135,6 +135,7 @@ class Program:
     merge: str = "scope"
     numerics: str = "default"
     outputs: int = 2
+    device: str = "cpu"
 
 
 def statements(kinds: tuple[str, ...]) -> st.SearchStrategy[Statement]:
@@ -145,7 +146,7 @@ def statements(kinds: tuple[str, ...]) -> st.SearchStrategy[Statement]:
 
 
 def programs(
-    kinds: tuple[str, ...] = tuple(KINDS), numerics: str = "default"
+    kinds: tuple[str, ...] = tuple(KINDS), numerics: str = "default", device: str = "cpu"
 ) -> st.SearchStrategy[Program]:
     """Programs of up to some thirty statements, in up to three levels of blocks."""
     statement = statements(kinds)
@@ -168,6 +169,7 @@ def programs(
         st.sampled_from(["scope", "scope", "all"]),
         st.just(numerics),
         st.integers(1, 3),
+        st.just(device),
     )
 
 
@@ -252,7 +254,7 @@ def source(program: Program) -> str:
             "",
             "import regional_inductor as ri",
             "",
-            "W = torch.linspace(-1, 1, 64).sin().view(8, 8)",
+            f"W = torch.linspace(-1, 1, 64).sin().view(8, 8).to({program.device!r})",
             "",
             "",
             "def fit(b, a):",
