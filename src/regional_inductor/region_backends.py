@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.fx
 
-from ._torch import direct, inductor
+from ._torch import direct, inductor, kernel_batches
 from ._torch.values import fake_mode_of, in_one_mode
 from .regions import RegionCall, Settings
 
@@ -37,6 +37,20 @@ def may_lower_directly(settings: Settings) -> bool:
         not settings.guarded
         and inductor.backend_identity() == "inductor"
         and not inductor.autograd_cache_forced()
+    )
+
+
+def may_share_a_compiler_run(call: RegionCall, settings: Settings) -> bool:
+    """Whether a region's kernels may be compiled together with those of others.
+
+    A time limit is for the region alone. Whoever patches `standalone_compile` may want to run what
+    it returns, at once.
+    """
+    return (
+        settings.region_backend == "inductor"
+        and call.mark.compile_timeout is None
+        and inductor.backend_identity() == "inductor"
+        and kernel_batches.is_possible()
     )
 
 

@@ -10,18 +10,20 @@ import contextlib
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch.fx.node import Node
 
 from .. import progress
 from .._torch import cudagraphs, dynamo, generated, trace, workers
+from .._torch.kernel_batches import KernelBatch, RegionKernels, kernel_batch
 from ..cache import memory
 from ..call_recording import record_call, recording_findings
 from ..errors import RegionCompileError, RegionError, RegionWarning
 from ..region_backends import BACKENDS as _BACKENDS
-from ..region_backends import is_boxed
+from ..region_backends import is_boxed, may_share_a_compiler_run
 from ..region_requests import RegionRequest, requests_of
 from ..regions import Compiled, CompiledGraph, CompiledRegion, Outlined, Settings
 from ..timelimit import time_limit
@@ -116,43 +118,93 @@ def _shared(region: CompiledRegion) -> CompiledRegion:
 def _compile_batch(
     requests: Sequence[RegionRequest], settings: Settings
 ) -> dict[str, CompiledRegion]:
-    """Compile distinct regions; the failure of one is its own."""
+    """Compile distinct regions; the failure of one is its own.
+
+    All are lowered before the first waits for its kernels: by then these compile together.
+    """
     workers.renew_broken_pools()  # one that died meanwhile would fail each region that needs it
-    with progress.compiling(len(requests)):
-        return {request.key: _compile_one(request, settings) for request in requests}
+    with progress.compiling(len(requests)), kernel_batch() as batch:
+        lowered = [_lower(request, settings, batch) for request in requests]
+        started = time.perf_counter()
+        waiting = [one for one in lowered if one.kernels is not None and one.kernels.waits]
+        if waiting:
+            with progress.in_hand(f"C++ compiler, {len(waiting)} regions", regions=0):
+                batch.build()
+        share = (time.perf_counter() - started) / max(len(waiting), 1)
+        return {one.request.key: _finish(one, settings, share) for one in lowered}
 
 
-def _compile_one(request: RegionRequest, settings: Settings) -> CompiledRegion:
-    call, options = request.call, request.options
+@dataclass
+class _Lowered:
+    """A region on its way through a batch: what it is so far, or why it failed."""
+
+    request: RegionRequest
+    started: float
+    compiled: Callable[..., Any] | None = None
+    failure: BaseException | None = None
+    kernels: RegionKernels | None = None
+    seconds: float = 0.0
+    steps: dict[str, float] = field(default_factory=dict)
+
+
+def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch) -> _Lowered:
+    """Compile a region, but for the kernels that its batch compiles."""
+    call = request.call
     unrecorded = cudagraphs.no_recording_within if request.recorded else contextlib.nullcontext
-    started = time.perf_counter()
-    in_trace = trace.region(f"{call.submodule}_{call.direction}", request.module)
-    try:
-        with (
-            progress.in_hand(call.name),
-            in_trace,
-            unrecorded(),
-            time_limit(call.mark.compile_timeout),
-            generated.timed_steps() as steps,
-        ):
-            compiled = _BACKENDS[settings.region_backend](request.module, options, call, settings)
-    except (RegionError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # whatever else a compiler raises is this region's failure
-        if _restarts_capture(error, request, settings):
+    lowered = _Lowered(request, time.perf_counter())
+    together = may_share_a_compiler_run(call, settings)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(progress.in_hand(call.name))
+        stack.enter_context(trace.region(f"{call.submodule}_{call.direction}", request.module))
+        try:
+            with (
+                unrecorded(),
+                time_limit(call.mark.compile_timeout),
+                generated.timed_steps() as steps,
+                batch.region() if together else contextlib.nullcontext() as kernels,
+            ):
+                lowered.compiled = _BACKENDS[settings.region_backend](
+                    request.module, request.options, call, settings
+                )
+            lowered.kernels, lowered.steps = kernels, steps.seconds
+        except (RegionError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        return _failed(error, request, settings, started)
+        except BaseException as error:  # whatever else a compiler raises is this region's failure
+            if _restarts_capture(error, request, settings):
+                raise
+            lowered.failure = error
+    lowered.seconds = time.perf_counter() - lowered.started
+    return lowered
+
+
+def _finish(lowered: _Lowered, settings: Settings, share: float) -> CompiledRegion:
+    """The region with its kernels; `share` is its part of the seconds that they took together."""
+    request, kernels = lowered.request, lowered.kernels
+    if kernels is not None and kernels.waits:
+        started = time.perf_counter()
+        try:
+            kernels.finish()
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever else a compiler raises is this region's failure
+            lowered.failure = error
+        spent = share + time.perf_counter() - started
+        lowered.seconds += spent
+        lowered.steps["compile"] = lowered.steps.get("compile", 0.0) + spent
+    if lowered.failure is not None:
+        return _failed(lowered.failure, request, settings, lowered.started, lowered.seconds)
+    assert lowered.compiled is not None
     if not request.unshared:
-        memory.put(request.key, compiled)
+        memory.put(request.key, lowered.compiled)
     return CompiledRegion(
         request.key,
-        compiled,
+        lowered.compiled,
         "compiled",
-        seconds=time.perf_counter() - started,
-        options=options,
-        boxed=is_boxed(compiled),
-        started=started,
-        steps=steps.seconds,
+        seconds=lowered.seconds,
+        options=request.options,
+        boxed=is_boxed(lowered.compiled),
+        started=lowered.started,
+        steps=lowered.steps,
     )
 
 
@@ -167,9 +219,8 @@ def _restarts_capture(error: BaseException, request: RegionRequest, settings: Se
 
 
 def _failed(
-    error: BaseException, request: RegionRequest, settings: Settings, started: float
+    error: BaseException, request: RegionRequest, settings: Settings, started: float, seconds: float
 ) -> CompiledRegion:
-    seconds = time.perf_counter() - started
     workers.renew_broken_pools()
     first_line = next(iter(str(error).strip().splitlines()), "")
     what = f"Inductor could not compile the region: {type(error).__name__}: {first_line}"
