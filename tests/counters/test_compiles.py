@@ -18,12 +18,14 @@ INFERENCE_DISTINCT = 3  # norm, rotary embedding, SwiGLU
 TRAINING_DISTINCT = 6  # and the backward pass of each
 STANDALONE_COMPILES = 0  # of regions as plain as these; each is lowered directly
 CODE_GENERATIONS = INFERENCE_DISTINCT
-COMPILER_RUNS = INFERENCE_DISTINCT
+COMPILER_RUNS = 1  # the kernels of all regions of a graph are one translation unit
 
 
-def compile_llama(layers: int, *, train: bool = False, **options) -> ri.Report:
+def compile_llama(
+    layers: int, *, distinct: bool = False, train: bool = False, **options
+) -> ri.Report:
     torch._dynamo.reset()
-    shape = _models.Shape(layers, hidden=16, heads=2, mlp=24, sequence=8, batch=1)
+    shape = _models.Shape(layers, distinct, hidden=16, heads=2, mlp=24, sequence=8, batch=1)
     model, x = _models.Llama(shape), _models.inputs(shape, train)
     compiled = torch.compile(
         model, backend="regional_inductor", fullgraph=True, options={"on_error": "raise", **options}
@@ -77,6 +79,14 @@ def test_each_distinct_region_goes_through_inductor_and_the_compiler_once(empty_
         report = compile_llama(8)
     assert report.compiles == 0
     assert (len(runs), len(standalone_compiles), len(generated)) == (0, 0, 0)
+
+
+@pytest.mark.inductor
+def test_eight_distinct_blocks_take_one_compiler_run(empty_cache):
+    with compiler_runs() as runs:
+        report = compile_llama(8, distinct=True)
+    assert report.compiles == 8 + INFERENCE_DISTINCT - 1  # SwiGLU is another in each
+    assert len(runs) <= COMPILER_RUNS
 
 
 def test_the_count_of_compiler_runs_sees_libraries_and_nothing_else():
