@@ -113,8 +113,9 @@ def test_gradients_equal_eagers_and_all_layers_share_one_compile(ri, case):
 
     groups = CASES[case].get("groups", 1)
     x, keys, mask = inputs(groups=groups)
-    eager = Stack(contextlib.nullcontext, **CASES[case]).cuda()
-    expected = trained(eager, x, keys, mask)
+    # Without checkpoints, which change no number: torch 2.11 can't recompute flex_attention eagerly.
+    plain = {name: value for name, value in CASES[case].items() if name != "checkpointed"}
+    expected = trained(Stack(contextlib.nullcontext, **plain).cuda(), x, keys, mask)
     compiled = ri.compile(
         Stack(lambda: ri.region("attention"), **CASES[case]).cuda(), capture="model"
     )
