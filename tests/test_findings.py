@@ -453,24 +453,15 @@ def test_a_collective_stays_eager_unless_asked_for(ri, explain):
 
 
 def test_regions_left_eager_are_counted_by_reason(ri, explain):
-    model = nn.Sequential(*(nn.LayerNorm(4) for _ in range(3)))
-    ri.mark(model, "0", "1", name="exact", numerics="eager")
-
     @ri.region("views")
     def views(x):
         return x.view(-1)
 
     with torch.no_grad():
-        report = explain(lambda x: views(model(x)), torch.ones(2, 4))
-    exact, only_views = of_kind(report, "eager")
-    assert exact.message == (
-        '2 regions stay eager (exact): numerics="eager": its operators run as they are, which is '
-        "bit-equal to eager"
-    )
-    assert exact.remedy.startswith("leave numerics out of the mark")
-    assert short(exact.source).startswith("test_findings.py:")
+        report = explain(lambda x: views(views(x).sin()), torch.ones(2, 4))
+    (only_views,) = of_kind(report, "eager")
     assert only_views.message == (
-        "1 region stays eager (views): it only makes views of its inputs: there is nothing to "
+        "2 regions stay eager (views): it only makes views of its inputs: there is nothing to "
         "compile"
     )
     assert only_views.remedy == "take the mark off: views cost nothing in eager mode"

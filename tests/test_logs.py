@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-EAGER_NUMERICS = 'numerics="eager": its operators run as they are, which is bit-equal to eager'
+ONLY_VIEWS = "it only makes views of its inputs: there is nothing to compile"
 PROGRAM = """
 import regional_inductor as ri
 
@@ -19,11 +19,11 @@ import regional_inductor as ri
 def scale(x):
     return x * 2 + 1
 
-@ri.region("exact", numerics="eager")
-def exact(x):
-    return x.cos()
+@ri.region("views")
+def views(x):
+    return x.view(-1)
 
-compiled = ri.compile(lambda x: exact(scale(scale(x).sin()).sin()), region_backend="eager")
+compiled = ri.compile(lambda x: views(scale(scale(x).sin()).sin()), region_backend="eager")
 compiled(torch.ones(3))
 """
 
@@ -59,7 +59,7 @@ def test_a_compile_says_one_line_a_region_and_with_a_plus_what_each_stage_did():
         "compile: 1 compiled, 1 shared, 1 eager in * s",
         "region scale forward at <string>:5: compiled key * * s",
         "region scale forward at <string>:5: shared key * * s",
-        f"region exact forward at <string>:9: eager ({EAGER_NUMERICS}) * s",
+        f"region views forward at <string>:9: eager ({ONLY_VIEWS}) * s",
         "stitch: 1 graphs in * s",
     ]
 

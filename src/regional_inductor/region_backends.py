@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import torch
 import torch.fx
 
-from ._torch import direct, inductor, kernel_batches
+from ._torch import direct, exact_lowering, inductor, kernel_batches
 from ._torch.values import fake_mode_of, in_one_mode
+from .errors import OptionError
 from .regions import RegionCall, Settings
 
 RegionBackend: TypeAlias = (
@@ -61,8 +62,41 @@ def is_boxed(compiled: Callable[..., Any]) -> bool:
     )
 
 
+def numerics_text(call: RegionCall, settings: Settings) -> str:
+    """What a region key says of how results are rounded, after what the backend says."""
+    return f" {exact_lowering.identity()}" if is_exact(call, settings) else ""
+
+
+def is_exact(call: RegionCall, settings: Settings) -> bool:
+    """Whether a region has to be compiled so that it gives eager's bits."""
+    if settings.region_backend != "inductor":
+        return False
+    return (call.mark.numerics or settings.numerics) == "eager"
+
+
 def _inductor(
     module: torch.fx.GraphModule, options: dict[str, Any], call: RegionCall, settings: Settings
+) -> Callable[..., Any]:
+    if not is_exact(call, settings):
+        return _lowered(module, options, settings)
+    for name, value in exact_lowering.REQUIRED_OPTIONS.items():
+        if options.get(name, value) != value:
+            raise OptionError(
+                f'numerics="eager" needs {name}={value!r}, and the options say {options[name]!r}',
+                region=call.name,
+                source=call.source,
+                hint="leave one of the two out",
+            )
+    with exact_lowering.exact_code():
+        return _lowered(
+            exact_lowering.with_exact_operators(module),
+            {**options, **exact_lowering.REQUIRED_OPTIONS},
+            settings,
+        )
+
+
+def _lowered(
+    module: torch.fx.GraphModule, options: dict[str, Any], settings: Settings
 ) -> Callable[..., Any]:
     values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     mode = fake_mode_of(values) or inductor.new_fake_mode()

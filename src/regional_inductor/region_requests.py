@@ -14,7 +14,7 @@ import torch.fx
 from torch.fx.node import Node
 
 from ._torch import cudagraphs
-from .region_backends import backend_text
+from .region_backends import backend_text, numerics_text
 from .region_key import combined_key, environment_key, key_parts
 from .regions import REGION_META, Outlined, OutlinedGraph, RegionCall, Settings
 
@@ -73,8 +73,6 @@ def why_eager(call: RegionCall, settings: Settings) -> str:
     """Why a region must not be compiled, or ``""``."""
     if call.eager_reason:
         return call.eager_reason
-    if (call.mark.numerics or settings.numerics) == "eager":
-        return 'numerics="eager": its operators run as they are, which is bit-equal to eager'
     return ""
 
 
@@ -94,7 +92,8 @@ def _request(
     reason = why_eager(call, settings)
     if reason:
         return RegionRequest(node, graph, call, module, asked, options, reason, recorded=recorded)
-    parts = key_parts(module, options, backend=backend, environment=environment)
+    text = backend + numerics_text(call, settings)
+    parts = key_parts(module, options, backend=text, environment=environment)
     key = combined_key(parts)
     unshared = bool(options.get("triton.cudagraphs"))
     if unshared:

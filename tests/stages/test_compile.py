@@ -118,18 +118,6 @@ def test_a_patched_compiler_is_called_and_not_shared_with_the_real_one(monkeypat
     assert real is not patched
 
 
-def test_numerics_eager_leaves_a_region_bit_equal():
-    def fn(x):
-        with ri.region("exact", numerics="eager"):
-            return (x.sin() / 3).exp()
-
-    x = torch.randn(100)
-    torch.testing.assert_close(compiled(fn)(x), fn(x), rtol=0, atol=0)
-    (region,) = ri.last_report().regions
-    assert region.status == "eager"
-    assert "bit-equal" in region.reason
-
-
 @pytest.fixture
 def numbers_of_missing(monkeypatch):
     """How many regions each batch compiled."""

@@ -12,7 +12,7 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
-from .._torch import ops
+from .._torch import exact_ops, ops
 from .._torch.values import known_values
 from ..errors import ConflictError, RegionWarning
 from ..options import Mark, near_miss_keys, parse_mark
@@ -206,8 +206,44 @@ def _marked_nodes(module: torch.fx.GraphModule, reader: _Reader) -> dict[Node, M
                 mark,
             )
             continue
+        if mark.numerics == "eager":
+            reason = exact_ops.left_eager(node)
+            if reason:
+                reader.note(
+                    f'`{ops.op_name(node)}` {reason}: numerics="eager" leaves it eager',
+                    user_source(node),
+                    "its neighbours are compiled; docs/numerics.md lists what can be",
+                    mark,
+                )
+                continue
         marks[node] = mark
-    return marks
+    return _without_mere_views(marks)
+
+
+def _without_mere_views(marks: dict[Node, Mark]) -> dict[Node, Mark]:
+    """Leave out what only moves data, under numerics="eager", where nothing near it is computed.
+
+    Operators that stay eager cut a region into pieces; one that is only views saves nothing.
+    """
+    movers = {n for n, mark in marks.items() if mark.numerics == "eager" and exact_ops.moves(n)}
+    useful: set[Node] = set()
+    for nodes, neighbours in ((list(marks), _producers), (list(marks)[::-1], _users)):
+        for node in nodes:
+            if node in movers and any(
+                other in useful or (other in marks and other not in movers)
+                for other in neighbours(node)
+                if other in marks and marks[other].join_key == marks[node].join_key
+            ):
+                useful.add(node)
+    return {node: mark for node, mark in marks.items() if node not in movers or node in useful}
+
+
+def _producers(node: Node) -> Iterable[Node]:
+    return node.all_input_nodes
+
+
+def _users(node: Node) -> Iterable[Node]:
+    return node.users
 
 
 def _held_object(node: Node, module: torch.fx.GraphModule) -> str:

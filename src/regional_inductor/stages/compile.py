@@ -22,10 +22,11 @@ from .._torch.kernel_batches import KernelBatch, RegionKernels, kernel_batch
 from ..cache import memory
 from ..call_recording import record_call, recording_findings
 from ..errors import RegionCompileError, RegionError, RegionWarning
+from ..exactness import NotEqualToEagerError, check_equal_to_eager
 from ..region_backends import BACKENDS as _BACKENDS
-from ..region_backends import is_boxed, may_share_a_compiler_run
+from ..region_backends import is_boxed, is_exact, may_share_a_compiler_run
 from ..region_requests import RegionRequest, requests_of
-from ..regions import Compiled, CompiledGraph, CompiledRegion, Outlined, Settings
+from ..regions import Compiled, CompiledGraph, CompiledRegion, Finding, Outlined, Settings
 from ..timelimit import time_limit
 
 # Inductor's compile pipeline keeps its state in globals; one compile runs at a time.
@@ -191,6 +192,17 @@ def _finish(lowered: _Lowered, settings: Settings, share: float) -> CompiledRegi
         spent = share + time.perf_counter() - started
         lowered.seconds += spent
         lowered.steps["compile"] = lowered.steps.get("compile", 0.0) + spent
+    if (
+        lowered.compiled is not None
+        and lowered.failure is None
+        and is_exact(request.call, settings)
+    ):
+        try:
+            check_equal_to_eager(request.module, lowered.compiled, boxed=is_boxed(lowered.compiled))
+        except NotEqualToEagerError as unequal:
+            return _left_eager(str(unequal), request, lowered)
+        except Exception as error:  # noqa: BLE001 - a region that fails on trial is one that fails
+            lowered.failure = error
     if lowered.failure is not None:
         return _failed(lowered.failure, request, settings, lowered.started, lowered.seconds)
     assert lowered.compiled is not None
@@ -206,6 +218,27 @@ def _finish(lowered: _Lowered, settings: Settings, share: float) -> CompiledRegi
         started=lowered.started,
         steps=lowered.steps,
     )
+
+
+def _left_eager(reason: str, request: RegionRequest, lowered: _Lowered) -> CompiledRegion:
+    """A region with numerics="eager" that compiled and gave other bits on the machine at hand."""
+    reason = f'numerics="eager": {reason}'
+    finding = Finding(
+        "fallback", f"{reason}; it stays eager", request.call.source, _UNEQUAL, request.call.name
+    )
+    warnings.warn(RegionWarning(finding.text), stacklevel=2)
+    return CompiledRegion(
+        request.key,
+        None,
+        "eager",
+        reason,
+        lowered.seconds,
+        options=request.options,
+        started=lowered.started,
+    )
+
+
+_UNEQUAL = "nothing is wrong with your code: please report the operators, your processor and torch"
 
 
 def _restarts_capture(error: BaseException, request: RegionRequest, settings: Settings) -> bool:

@@ -1,0 +1,71 @@
+"""Inputs on which a compiled region is tried before anybody uses it: its own shapes, awkward values.
+
+Checked on torch 2.11 and 2.13: `torch.utils._python_dispatch._disable_current_modes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .symbols import SYMBOLIC_TYPES
+
+_SPECIAL = (
+    *(0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 6.0, 20.0, 88.7, -87.4, 103.0, -104.0),
+    *(float("inf"), float("-inf"), float("nan"), 1e-40, -1e-40, 1.4e-45, 3.4e38, -3.4e38, 1.2e-38),
+)
+
+
+def trial_inputs(fakes: list[Any], seed: int) -> list[Any]:
+    """Real inputs for a region: random values over many magnitudes, and special ones in between.
+
+    Args:
+        fakes: The fake values of its placeholders; symbolic sizes are taken at their hints.
+        seed: For a generator of its own; nobody else's random numbers are used up.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [_real(fake, generator) for fake in fakes]
+
+
+@contextlib.contextmanager
+def outside_tracing() -> Iterator[None]:
+    """Run real tensors in the middle of a compile, which has modes for fake ones on."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), torch.no_grad():
+        yield
+
+
+def _hint(size: Any) -> Any:
+    return size.node.require_hint() if isinstance(size, SYMBOLIC_TYPES) else size
+
+
+def _real(fake: Any, generator: torch.Generator) -> Any:
+    if not isinstance(fake, torch.Tensor):
+        return _hint(fake)
+    shape = [int(_hint(size)) for size in fake.shape]
+    strides = [int(_hint(stride)) for stride in fake.stride()]
+    offset = int(_hint(fake.storage_offset()))
+    length = offset + 1
+    if 0 not in shape:
+        length += sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    values = _values(length, fake.dtype, generator).to(fake.device)
+    return values.as_strided(shape, strides, offset)
+
+
+def _values(length: int, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    if dtype is torch.bool:
+        return torch.rand(length, generator=generator) < 0.5
+    if not dtype.is_floating_point:
+        low = 0 if dtype is torch.uint8 else -100
+        return torch.randint(low, 100, (length,), generator=generator, dtype=dtype)
+    spread = torch.randn(length, generator=generator)
+    values = torch.randn(length, generator=generator) * torch.exp(spread * 3)
+    kinds = torch.rand(length, generator=generator)
+    plain = torch.randn(length, generator=generator)
+    special = torch.tensor(_SPECIAL)[torch.randint(len(_SPECIAL), (length,), generator=generator)]
+    values = torch.where(kinds < 0.5, plain, values)
+    return torch.where(kinds > 0.85, special, values).to(dtype)
