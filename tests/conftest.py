@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
+from importlib.metadata import entry_points
 from pathlib import Path
 
 # Inductor reads the folder when it is imported, and xdist's workers inherit the environment: so
@@ -26,6 +27,7 @@ from support.under_test import AGAINST, UnderTest  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _register_backend_when_run_from_source()
     config.addinivalue_line("markers", "inductor: compiles with Inductor, needs a C++ compiler")
     config.addinivalue_line("markers", "gpu: needs a CUDA device (tests/gpu)")
     # torch 2.13 warns about its own use of torch.jit while it imports parts of itself, whichever
@@ -34,6 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", own)
     if AGAINST != "ours":
         config.addinivalue_line("filterwarnings", "default")  # those are not ours to answer for
+
+
+def _register_backend_when_run_from_source() -> None:
+    """Without installation (PYTHONPATH=src) there is no entry point for torch to find it by."""
+    if not entry_points(group="torch_dynamo_backends", name="regional_inductor"):
+        from regional_inductor.backend import dynamo_backend
+
+        torch._dynamo.register_backend(dynamo_backend, name="regional_inductor")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

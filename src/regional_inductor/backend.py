@@ -19,6 +19,7 @@ from .findings import findings_of
 from .logs import log_regions, log_stage
 from .lost_marks import remember_marks, restore_marks, warn_of_lost_regions
 from .options import check_options, mode_options
+from .recomputing import RecomputationChooser
 from .recording import Recorder
 from .region_key import described_environment
 from .regions import (
@@ -46,6 +47,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "on_error": ("eager", "raise"),
     "numerics": ("default", "eager"),
     "collectives": ("exclude", "include"),
+    "recompute": ("regions", "off"),
     "cudagraphs": ("off", "graph"),
     "region_backend": ("inductor", "eager"),
     "lowering": ("auto", "direct", "standalone"),
@@ -309,6 +311,7 @@ def compile_captured(
     publish(report)
     outside = contextlib.nullcontext if not inductor.autograd_cache_forced() else inductor.tagged
     recorder = Recorder(settings, report, len(example_inputs))
+    chooser = RecomputationChooser(settings)
 
     def compile_as(direction: Direction) -> Callable[..., Any]:
         def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
@@ -327,14 +330,18 @@ def compile_captured(
                         stages=stages,
                     )
 
+            before = len(report.graphs)
             if settings.cudagraphs == "off":
-                return compile_with(settings)
-            return recorder.compile(graph, direction, compile_with)
+                compiled = compile_with(settings)
+            else:
+                compiled = recorder.compile(graph, direction, compile_with)
+            report.graphs[before:] = chooser.added_to(report.graphs[before:])
+            return compiled
 
         return compile_graph
 
     backend = dynamo.aot_backend(
-        compile_as("forward"), compile_as("backward"), compile_as("inference")
+        compile_as("forward"), compile_as("backward"), compile_as("inference"), chooser.partition
     )
     # The key of AOTAutograd's cache sees neither marks nor our settings; the tag makes it.
     with outside(f"{wanted.digest()} {settings}"):

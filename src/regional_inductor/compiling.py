@@ -31,6 +31,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     on_error: Literal["eager", "raise"] = "eager",
     numerics: Literal["default", "eager"] = "default",
     collectives: Literal["exclude", "include"] = "exclude",
+    recompute: Literal["regions", "off"] = "regions",
     capture: Literal["auto", "model"] = "auto",
     cudagraphs: Literal["off", "graph"] = "off",
     region_backend: Literal["inductor", "eager"] = "inductor",
@@ -50,6 +51,9 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         on_error: Leave a region that fails to compile eager, with one warning, or raise.
         numerics: "eager" keeps results bit-equal to eager's.
         collectives: Whether regions may contain collectives and their waits.
+        recompute: "regions" lets backward regions compute again the pointwise values of their own
+            forward regions that the forward pass would keep in memory for them; what runs eagerly
+            never runs twice. "off" keeps everything, as eager mode does.
         capture: "auto" and "model" capture the whole model.
         cudagraphs: "graph" records eager operators and compiled regions of each captured graph
             together as one CUDA graph, forward and backward; it needs `capture="model"`. A graph
@@ -91,6 +95,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
             "on_error": on_error,
             "numerics": numerics,
             "collectives": collectives,
+            "recompute": recompute,
             "cudagraphs": cudagraphs,
             "region_backend": region_backend,
         },

@@ -44,17 +44,17 @@ def costs_of(module: torch.fx.GraphModule) -> Costs | None:
     try:
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         return Costs(
-            bytes_read=sum(_bytes_of(node) for node in inputs),
-            bytes_written=sum(map(_bytes_of, module.graph.output_node().all_input_nodes)),
+            bytes_read=sum(bytes_of(node) for node in inputs),
+            bytes_written=sum(map(bytes_of, module.graph.output_node().all_input_nodes)),
             bytes_eager=sum(_moved(node) for node in module.graph.nodes if _computes(node)),
             flops=sum(_flops_of(node) for node in module.graph.nodes if _computes(node)),
         )
-    except _UnknownSize:
+    except UnknownSize:
         return None
 
 
-class _UnknownSize(Exception):
-    pass
+class UnknownSize(Exception):
+    """A size that is known only at run time."""
 
 
 def _computes(node: Node) -> bool:
@@ -64,10 +64,15 @@ def _computes(node: Node) -> bool:
 
 
 def _moved(node: Node) -> int:
-    return _bytes_of(node) + sum(map(_bytes_of, node.all_input_nodes))
+    return bytes_of(node) + sum(map(bytes_of, node.all_input_nodes))
 
 
-def _bytes_of(node: Node) -> int:
+def bytes_of(node: Node) -> int:
+    """Bytes of a node's tensors.
+
+    Raises:
+        UnknownSize: One of their sizes is known only at run time.
+    """
     value = node.meta.get("val")
     return sum(_tensor_bytes(leaf) for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
 
@@ -84,7 +89,7 @@ def _tensor_bytes(tensor: torch.Tensor) -> int:
 def _size(size: Any) -> int:
     hint = hint_of(size)
     if hint is None:
-        raise _UnknownSize
+        raise UnknownSize
     return hint
 
 
@@ -108,7 +113,7 @@ def _flops_of(node: Node) -> int:
     args, kwargs = map_aggregate((node.args, dict(node.kwargs)), plain)
     try:
         return int(formula(*args, **kwargs, out_val=plain(node)))
-    except _UnknownSize:
+    except UnknownSize:
         raise
     except Exception:  # noqa: BLE001 - a formula for other arguments than these: nothing is known
         return 0

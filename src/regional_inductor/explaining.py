@@ -27,6 +27,7 @@ from .mark import marked_modules
 from .options import MARK_KEY
 from .originals import call_of, tensors_of
 from .planning import Planner
+from .recomputing import RecomputationChooser
 from .region_key import described_environment
 from .regions import Compiled, Direction, Finding, Settings
 from .report import Report
@@ -48,6 +49,7 @@ def explain(
     on_error: Literal["eager", "raise"] = "eager",
     numerics: Literal["default", "eager"] = "default",
     collectives: Literal["exclude", "include"] = "exclude",
+    recompute: Literal["regions", "off"] = "regions",
     region_backend: Literal["inductor", "eager"] = "inductor",
     **kwargs: Any,
 ) -> Report:
@@ -76,6 +78,7 @@ def explain(
         on_error: As for `regional_inductor.compile`.
         numerics: As for `regional_inductor.compile`.
         collectives: As for `regional_inductor.compile`.
+        recompute: As for `regional_inductor.compile`.
         region_backend: As for `regional_inductor.compile`.
         **kwargs: What to call it with, by keyword. A parameter of the model that has the name of
             one of the options above can't be given this way: pass it by position, or wrap the model
@@ -105,6 +108,7 @@ def explain(
         "on_error": on_error,
         "numerics": numerics,
         "collectives": collectives,
+        "recompute": recompute,
         "region_backend": region_backend,
     }
     if graph:
@@ -175,18 +179,23 @@ class _DryRun:
         number, self._graphs = self._graphs, self._graphs + 1
         wanted = remember_marks(gm)
         self._marked_paths |= _marked_paths(gm)
+        chooser = RecomputationChooser(self.settings)
 
         def read_as(direction: Direction) -> Callable[..., Any]:
             def read(graph: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
                 if direction != "backward":
                     self.report.findings += restore_marks(wanted, graph)
+                before = len(self.report.graphs)
                 with capture.usual_functorch_config(usual):
                     self.read(graph, example_inputs, number, direction)
+                self.report.graphs[before:] = chooser.added_to(self.report.graphs[before:])
                 return capture.boxed(graph.forward)
 
             return read
 
-        backend = dynamo.aot_backend(read_as("forward"), read_as("backward"), read_as("inference"))
+        backend = dynamo.aot_backend(
+            read_as("forward"), read_as("backward"), read_as("inference"), chooser.partition
+        )
         compiled: Callable[..., Any] = backend(gm, inputs)
         return compiled
 

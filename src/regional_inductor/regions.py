@@ -34,6 +34,8 @@ class Settings:
     """How Inductor is called: directly where a region is functional, or always standalone."""
     inference: bool = False
     """Whether no backward graph belongs to this one, as far as AOTAutograd knows."""
+    recompute: Literal["regions", "off"] = "regions"
+    """Whether backward regions compute again what forward ones need not keep for them then."""
     cudagraphs: Literal["off", "graph"] = "off"
     """Whether the stitching graph is recorded as a whole; then no region records itself."""
     default_options: Mapping[str, Any] = field(default_factory=dict)

@@ -67,6 +67,12 @@ def _graph_lines(number: int, graphs: Sequence[GraphReport]) -> Iterator[str]:
             f"{name}: {graph.nodes} nodes, {graph.marked} marked, {len(graph.regions)} regions, "
             f"{graph.eager} nodes run eagerly"
         )
+        if graph.recomputed and graph.saved_bytes is not None:
+            yield (
+                f"  keeps {amount(graph.saved_bytes)}B for backward, not "
+                f"{amount(graph.saved_bytes_otherwise or 0)}B: regions compute {graph.recomputed} "
+                "nodes again there"
+            )
 
 
 _Column = tuple[str, bool, Callable[[list[RegionReport]], str]]

@@ -158,6 +158,10 @@ class GraphReport:
             something.
         operators: The nodes, in the order in which they were captured; empty where that isn't
             known: for graphs that were outlined before, say.
+        recomputed: Of a forward graph, how many of its operators run again in the backward graph.
+        saved_bytes: Of a forward graph, the bytes that it keeps for the backward graph, its inputs not
+            counted; None for other graphs, and where a size is known only at run time.
+        saved_bytes_otherwise: The same if nothing ran again.
     """
 
     path: str
@@ -169,6 +173,9 @@ class GraphReport:
     marked: int = 0
     started: Mapping[str, float] = field(default_factory=dict)
     operators: tuple[OperatorReport, ...] = ()
+    recomputed: int = 0
+    saved_bytes: int | None = None
+    saved_bytes_otherwise: int | None = None
 
     @property
     def eager(self) -> int:

@@ -12,15 +12,22 @@ from typing import Any
 
 
 def aot_backend(
-    forward: Callable[..., Any], backward: Callable[..., Any], inference: Callable[..., Any]
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    inference: Callable[..., Any],
+    partition: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """A Dynamo backend that hands functional forward and backward graphs to the compilers given."""
+    """A Dynamo backend that hands functional forward and backward graphs to the compilers given.
+
+    `partition` cuts AOTAutograd's joint graph into these two.
+    """
     from torch._dynamo.backends.common import aot_autograd
 
     return aot_autograd(
         fw_compiler=forward,
         bw_compiler=backward,
         inference_compiler=inference,
+        partition_fn=partition,
         keep_inference_input_mutations=True,
     )
 
