@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from expecttest import assert_expected_inline
 from support.graphs import calls, capture, marked, with_id, with_options
@@ -199,3 +201,74 @@ graph (outermost):
   cat
   output""",
     )
+
+
+def in_flight(program: str):
+    """A graph of one-letter calls, in order: capitals are marked, `s` issues a collective, `w` waits.
+
+    Each call but the wait reads the graph's input, or what the letter before it after a `>` made.
+    """
+    functional = torch.ops._c10d_functional
+    with torch._subclasses.FakeTensorMode():
+        value = torch.empty(4)
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    made, nodes = {}, [x]
+    for word in program.split():
+        source, _, name = word.rpartition(">")
+        argument = made[source] if source else x
+        if name[0] == "s":
+            node = graph.call_function(functional.all_reduce.default, (argument, "sum", "0"))
+        elif name[0] == "w":
+            node = graph.call_function(functional.wait_tensor.default, (argument,))
+        elif name[0].lower() == "v":
+            node = graph.call_function(torch.ops.aten.view.default, (argument, [4]))
+        else:
+            node = graph.call_function(torch.ops.aten.sin.default, (argument,))
+        node._rename(name)
+        made[name] = node
+        nodes.append(node)
+        if name[0].isupper():
+            node.meta["custom"] = {"compile_with_inductor": {"inductor_region": 1}}
+    for node in nodes:
+        node.meta["val"] = value
+    graph.output(tuple(nodes[1:]))
+    return torch.fx.GraphModule({}, graph)
+
+
+def order_of(program: str, **settings) -> str:
+    """Calls and regions in the order in which they will run."""
+    text = schedule_text(after("partition", in_flight(program), **settings))
+    lines = [line.strip() for line in text.splitlines()[1:]]
+    return " ".join(re.sub(r"\[region\w*: ([^]]*)\]", r"[\1]", line) for line in lines[:-1][1:])
+
+
+def test_computation_that_hides_a_collective_still_does_when_it_is_compiled():
+    # One region would have to run before the collective that needs A, or after the wait that C needs.
+    assert order_of("A A>s B s>w") == "[A] s [B] w"
+    assert order_of("s B s>w w>C") == "s [B] w [C]"
+    # Fetched ahead: what the first fetch feeds hides the second.
+    assert order_of("s s>w s2 w>B s2>w2 w2>C") == "s w s2 [B] w2 [C]"
+    assert order_of("s s2 A s>w w>B s2>w2 w2>C") == "s s2 [A] w [B] w2 [C]"
+
+
+def test_a_region_moves_between_a_collective_and_its_wait_where_it_can():
+    assert order_of("A s B s>w C") == "s [A B C] w"
+
+
+def test_a_collective_that_nothing_hides_doesn_t_break_a_region():
+    assert order_of("A s s>w B") in ("[A B] s w", "s w [A B]")
+    assert order_of("A A>s s>w B") == "[A B] s w"
+    assert order_of("A A>s b s>w B") == "[A B] s b w"
+
+
+def test_views_hide_no_collective():
+    assert order_of("A A>s A>V s>w B") == "[A V B] s w"
+
+
+def test_a_collective_without_a_wait_is_in_flight_to_the_end():
+    assert order_of("A A>s B") == "[A] s [B]"
+
+
+def test_merge_all_may_move_what_hides_a_collective():
+    assert order_of("A A>s B s>w", merge="all") == "[A B] s w"

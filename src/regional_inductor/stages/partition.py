@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from torch.fx.node import Node
 
 from .._torch import ops
+from .._torch.collectives import overlap_edges
 from ..contraction import resolve
 from ..regions import (
     Collected,
@@ -65,6 +66,10 @@ def order_constraints(graph: MarkedGraph, settings: Settings) -> list[list[int]]
     _pin_ends(nodes, successors)
     if settings.merge == "scope":
         _keep_unmarked_in_order(nodes, graph, successors)
+        if any(t.collective for t in found):
+            movable = [node in graph.marks for node in nodes]
+            for earlier, later in overlap_edges(nodes, found, movable):
+                successors[earlier].append(later)
     return successors
 
 
