@@ -76,7 +76,8 @@ def in_fresh_process(
     Args:
         function: `module:name`, the module in this package; it takes `arguments` and returns what
             JSON can hold.
-        cache: Inductor's cache folder for the process.
+        cache: Inductor's cache folder for the process; our store of regions is in it. Without one,
+            no store is used.
         environment: More environment variables.
         timeout: Seconds after which the process is ended.
         log: A file to which its standard error goes, after a line that names the call.
@@ -85,9 +86,12 @@ def in_fresh_process(
     Returns:
         What the function returned; `{"error": last line of its standard error}` if it failed.
     """
-    variables = {**os.environ, **(environment or {})}
+    variables = {**os.environ, "REGIONAL_INDUCTOR_CACHE": "0"}
     if cache is not None:
         variables["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+        variables["REGIONAL_INDUCTOR_CACHE_DIR"] = str(cache / "regions")
+        variables["REGIONAL_INDUCTOR_CACHE"] = "1"
+    variables |= environment or {}
     request = json.dumps({"function": function, "arguments": arguments})
     try:
         done = subprocess.run(

@@ -16,6 +16,9 @@ _CACHE_FOLDER = None
 if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
     _CACHE_FOLDER = tempfile.mkdtemp(prefix="regional-inductor-tests-")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE_FOLDER
+# Nor does any test see the user's compiled regions, or those of another test: what a test stores, it
+# stores in a folder of its own (tests/support/stores.py).
+os.environ["REGIONAL_INDUCTOR_CACHE"] = "0"
 # Two cores: a pool of compile workers costs more than it gives.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 

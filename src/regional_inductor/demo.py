@@ -221,7 +221,11 @@ def run_in_subprocess(variant: str, settings: Settings, folder: Path, follow: Fo
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / f"{variant}.cache")},
+            env={
+                **os.environ,
+                "TORCHINDUCTOR_CACHE_DIR": str(folder / f"{variant}.cache"),
+                "REGIONAL_INDUCTOR_CACHE_DIR": str(folder / f"{variant}.regions"),
+            },
         ) as process,
     ):
         assert process.stdout is not None

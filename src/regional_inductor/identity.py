@@ -7,6 +7,7 @@ import weakref
 from typing import Any
 
 _counter = itertools.count(1)
+_asked = 0
 _numbers: dict[int, tuple[weakref.ref[Any], int]] = {}
 
 
@@ -16,8 +17,10 @@ def identity_of(value: Any) -> int:
     An object that can't be referenced weakly gets a new number each time: a key made with it never
     matches another, which is the safe side.
     """
+    global _asked
     if value is None:
         return 0
+    _asked += 1
     address = id(value)
     known = _numbers.get(address)
     if known is not None and known[0]() is value:
@@ -28,3 +31,12 @@ def identity_of(value: Any) -> int:
     except TypeError:
         pass
     return number
+
+
+def times_asked() -> int:
+    """How many numbers were given so far.
+
+    A key made while this didn't change holds no such number, so it means the same in another process.
+    Another thread may ask meanwhile: then a key counts as this process's own, which is the safe side.
+    """
+    return _asked

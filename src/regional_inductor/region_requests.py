@@ -14,6 +14,7 @@ import torch.fx
 from torch.fx.node import Node
 
 from ._torch import cudagraphs
+from .identity import times_asked
 from .region_backends import backend_text, numerics_text
 from .region_key import combined_key, environment_key, key_parts
 from .regions import REGION_META, Outlined, OutlinedGraph, RegionCall, Settings
@@ -35,6 +36,7 @@ class RegionRequest:
         key_parts: What the key is made of.
         recorded: Whether the call is recorded as a CUDA graph of its own.
         unshared: Whether the compiled region belongs to this one call.
+        local: Why the key means nothing to another process, or ``""``.
     """
 
     node: Node
@@ -48,6 +50,7 @@ class RegionRequest:
     key_parts: Mapping[str, str] | None = None
     recorded: bool = False
     unshared: bool = False
+    local: str = ""
 
 
 def requests_of(outlined: Outlined, settings: Settings) -> Iterator[RegionRequest]:
@@ -57,14 +60,16 @@ def requests_of(outlined: Outlined, settings: Settings) -> Iterator[RegionReques
         outlined: Stitching graphs and region modules.
         settings: Options for all regions, and how they are compiled.
     """
+    asked = times_asked()
     environment = environment_key()
     backend = backend_text(settings)
+    local = "its environment holds objects of this process" if times_asked() != asked else ""
     unshared = 0
     for graph in outlined.graphs:
         for node in graph.graph.nodes:
             if not _awaits_compilation(node):
                 continue
-            request = _request(node, graph, settings, backend, environment, unshared)
+            request = _request(node, graph, settings, backend, environment, unshared, local)
             unshared += request.unshared
             yield request
 
@@ -83,6 +88,7 @@ def _request(
     backend: str,
     environment: str,
     number: int,
+    local: str,
 ) -> RegionRequest:
     call: RegionCall = node.meta[REGION_META]
     module = _module_of(node, graph)
@@ -92,14 +98,18 @@ def _request(
     reason = why_eager(call, settings)
     if reason:
         return RegionRequest(node, graph, call, module, asked, options, reason, recorded=recorded)
+    objects = times_asked()
     text = backend + numerics_text(call, settings)
     parts = key_parts(module, options, backend=text, environment=environment)
+    if times_asked() != objects:
+        local = local or "it holds objects of this process, or symbolic sizes"
     key = combined_key(parts)
     unshared = bool(options.get("triton.cudagraphs"))
     if unshared:
         key = f"{key}:{number}"  # Inductor's own recording belongs to one call site
+        local = local or "it belongs to one call"
     return RegionRequest(
-        node, graph, call, module, asked, options, "", key, parts, recorded, unshared
+        node, graph, call, module, asked, options, "", key, parts, recorded, unshared, local
     )
 
 

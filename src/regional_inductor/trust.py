@@ -16,7 +16,15 @@ from pathlib import Path
 
 from regional_inductor.errors import RegionError
 
-__all__ = ["KEY", "KEY_FILE", "Seal", "UntrustedError", "private_folder", "read_private"]
+__all__ = [
+    "KEY",
+    "KEY_FILE",
+    "Seal",
+    "UntrustedError",
+    "private_folder",
+    "read_private",
+    "read_regular",
+]
 
 KEY = "REGIONAL_INDUCTOR_CACHE_KEY"
 KEY_FILE = "REGIONAL_INDUCTOR_CACHE_KEY_FILE"
@@ -123,6 +131,20 @@ def read_private(path: Path) -> bytes:
         UntrustedError: It is a symbolic link, not a regular file, another user's, or open to others.
         FileNotFoundError: There is none.
     """
+    return _read(path, private=True)
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file, whoever's it is: for bodies that carry a seal.
+
+    Raises:
+        UntrustedError: It is a symbolic link, or not a regular file.
+        FileNotFoundError: There is none.
+    """
+    return _read(path, private=False)
+
+
+def _read(path: Path, *, private: bool) -> bytes:
     try:
         # Without O_NONBLOCK, opening a pipe that someone put there would wait for a writer forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -137,7 +159,8 @@ def read_private(path: Path) -> bytes:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise UntrustedError(f"{path} is not a regular file", hint="remove it")
-        _belongs_to_us(path, found)
+        if private:
+            _belongs_to_us(path, found)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read()
     finally:

@@ -114,6 +114,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="start no further programs after these")
     parser.add_argument("--tally", help=argparse.SUPPRESS)  # where a worker writes its counts
     arguments = parser.parse_args()
+    os.environ["REGIONAL_INDUCTOR_CACHE"] = "0"  # what was compiled by an earlier state of the code
     if arguments.jobs == 1:
         return worker(arguments)
     return _in_processes(arguments)

@@ -17,6 +17,7 @@ KernelKind = Literal["generated", "library", "fallback"]
 
 CODE_ATTRIBUTE = "source_code"
 """Where a compiled graph of Inductor keeps its code; artifacts get the same attribute from us."""
+_CODES_ATTRIBUTE = "source_codes"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,20 @@ def recorded_code() -> Iterator[list[str]]:
 
 
 def attach_code(compiled: Any, code: Iterable[str]) -> None:
-    """Let `source_of` find the code of an artifact that doesn't keep it itself."""
+    """Let `source_of` and `sources_of` find the code of an artifact that doesn't keep it itself."""
+    codes = tuple(dict.fromkeys(code))
     with contextlib.suppress(AttributeError, TypeError):
-        setattr(compiled, CODE_ATTRIBUTE, "\n\n".join(code))
+        setattr(compiled, CODE_ATTRIBUTE, "\n\n".join(codes))
+        setattr(compiled, _CODES_ATTRIBUTE, codes)
+
+
+def sources_of(compiled: Any) -> tuple[str, ...]:
+    """The generated modules of a compiled region, one text each: an artifact may have several."""
+    codes = getattr(compiled, _CODES_ATTRIBUTE, None)
+    if codes is not None:
+        return tuple(codes)
+    code = source_of(compiled)
+    return (code,) if code else ()
 
 
 # --- kernels --------------------------------------------------------------------------------------

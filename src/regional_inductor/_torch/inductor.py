@@ -96,6 +96,13 @@ def autograd_cache_forced() -> bool:
     return bool(functorch_config.force_autograd_cache)
 
 
+def caches_forbidden() -> bool:
+    """Whether the user wants everything compiled anew."""
+    import torch._inductor.config as inductor_config
+
+    return bool(inductor_config.force_disable_caches)
+
+
 @contextlib.contextmanager
 def tagged(tag: str | None) -> Iterator[None]:
     """Let Inductor's and AOTAutograd's cache keys see a text of ours; None takes it out again."""
@@ -127,6 +134,8 @@ def config_key() -> str:
     common = sys.modules.get("torch._inductor.codegen.common")
     for table in ("custom_backend_passes", "custom_backend_codegen_configs"):
         for device, value in sorted(getattr(common, table, {}).items()):
+            if value is None:  # torch's own devices, listed at the first compile
+                continue
             digest.update(f"{table}.{device}={_portable(value)}\n".encode())
     return digest.hexdigest()
 

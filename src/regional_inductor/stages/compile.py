@@ -1,7 +1,7 @@
 """compile: a callable for each distinct region, one compile for each key of the process.
 
-What every call of every graph asks for is known first. Memory is asked next; what it lacks is compiled
-in one batch, and each call gets its share.
+What every call of every graph asks for is known first. Memory is asked next, then the store on disk; what
+neither has is compiled in one batch, and each call gets its share.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch.fx.node import Node
@@ -26,6 +27,7 @@ from ..exactness import NotEqualToEagerError, check_equal_to_eager
 from ..region_backends import BACKENDS as _BACKENDS
 from ..region_backends import is_boxed, is_exact, may_share_a_compiler_run
 from ..region_requests import RegionRequest, requests_of
+from ..region_store import loaded_or_compiled
 from ..regions import Compiled, CompiledGraph, CompiledRegion, Finding, Outlined, Settings
 from ..timelimit import time_limit
 
@@ -65,7 +67,7 @@ def forget_compiled_regions() -> None:
 def _regions_by_key(
     requests: Sequence[RegionRequest], settings: Settings
 ) -> dict[str, CompiledRegion]:
-    """For each key, from memory or compiled; the first call that asks for it speaks for all."""
+    """For each key, from memory, from disk or compiled; the first call that asks for it speaks for all."""
     first: dict[str, RegionRequest] = {}
     for request in requests:
         if request.key:
@@ -79,7 +81,7 @@ def _regions_by_key(
             )
     missing = [request for key, request in first.items() if key not in found]
     if missing:
-        found |= _compile_batch(missing, settings)
+        found |= loaded_or_compiled(missing, settings, partial(_compile_batch, settings=settings))
     return {
         key: replace(region, key_parts=first[key].key_parts or {}) for key, region in found.items()
     }

@@ -1,0 +1,359 @@
+"""A compiled region as bytes that need neither a compiler nor Inductor's cache folder to run again.
+
+Inductor's own serialised artifact holds the wrapper's source and compiles the C++ kernels again where
+its cache is empty. Here the kernels' shared objects travel along. There are two forms:
+
+- ``graph``: a region that was lowered directly, on the CPU. Its wrapper's source is run in a module
+  made here, whose imports of Inductor's code generation (a second of import time) get stand-ins. Nothing
+  is unpickled.
+- ``artifact``: anything else that Inductor can serialise. Its own bytes, unpickled by Inductor, which
+  finds the kernels here instead of compiling them.
+
+Checked on torch 2.11 and 2.13: the wrapper's text, `AsyncCompile.cpp_pybinding` and `wait`,
+`PyCodeCache.modules` and `write`, `CompiledFxGraph`'s fields, the module that a C++ kernel is loaded
+as and the variable that it reads, `AOTCompiledArtifact.serialize`.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import hashlib
+import importlib.machinery
+import importlib.util
+import itertools
+import json
+import linecache
+import os
+import tempfile
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._guards import TracingContext, tracing
+
+from . import generated, inductor
+
+CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
+
+Parts = dict[str, bytes]
+
+
+class NotBundledError(Exception):
+    """Why a compiled region can't be made into bytes that stand alone."""
+
+
+def dump(compiled: Any) -> Parts:
+    """A compiled region as named parts.
+
+    Args:
+        compiled: What `compile_direct` or `compile_standalone` returned.
+
+    Raises:
+        NotBundledError: It holds something that only this process, or a compiler, can make.
+    """
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) not in CHECKED_VERSIONS:
+        raise NotBundledError(f"not checked on torch {torch.__version__}")
+    if isinstance(compiled, LoadedGraph):
+        return dict(compiled.parts)
+    codes = generated.sources_of(compiled)
+    if not codes:
+        raise NotBundledError("its generated code isn't known")
+    kernels: dict[str, dict[str, Any]] = {}
+    parts: Parts = {}
+    for code in codes:
+        for name, digest in _kernels_named_in(code).items():
+            library, entry = _library_of(name, code)
+            kernels[digest] = {"library": _sha(library), **entry}
+            parts[f"library {_sha(library)}"] = library
+    if type(compiled).__name__ == "CompiledFxGraph":
+        form, body = "graph", _graph_source(compiled).encode()
+    else:
+        form, body = "artifact", _artifact_bytes(compiled)
+        parts["sources"] = json.dumps(list(codes)).encode()
+    described = {"form": form, "kernels": kernels}
+    return {"bundle": json.dumps(described).encode(), form: body, **parts}
+
+
+def load(parts: Mapping[str, bytes], name: str) -> Callable[..., Any]:
+    """The compiled region that `dump` made parts of.
+
+    Args:
+        parts: From a source that is trusted: they are executed.
+        name: For tracebacks.
+
+    Raises:
+        Exception: Whatever a part that doesn't fit this process may cause; there is nothing to undo.
+    """
+    described = json.loads(parts["bundle"])
+    kernels = _Kernels(described["kernels"], parts)
+    if described["form"] == "graph":
+        return _load_graph(parts, kernels, name)
+    artifact = _load_artifact(parts["artifact"], kernels)
+    generated.attach_code(artifact, json.loads(parts["sources"]))
+    return artifact
+
+
+def sources(parts: Mapping[str, bytes]) -> tuple[str, ...]:
+    """The generated modules in a bundle; nothing of it is run."""
+    if "graph" in parts:
+        return (parts["graph"].decode(),)
+    return tuple(json.loads(parts.get("sources", b"[]")))
+
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def _kernels_named_in(code: str) -> dict[str, str]:
+    """The C++ kernels that a wrapper defines: a digest of how, by the variable that holds each."""
+    found: dict[str, str] = {}
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="async_compile"), attr=method)):
+                if method not in ("cpp_pybinding", "wait"):
+                    raise NotBundledError(f"it holds a kernel made by {method}")
+            case ast.Name(id=name) if name in _COMPILES_BY_ITSELF:
+                raise NotBundledError(f"its code uses {name}")
+    for statement in ast.parse(code).body:
+        match statement:
+            case ast.Assign(
+                targets=[ast.Name(id=name)],
+                value=ast.Call(func=ast.Attribute(attr="cpp_pybinding"), args=args, keywords=[]),
+            ):
+                found[name] = _digest(*map(ast.literal_eval, args))
+    if len(found) != code.count("async_compile.cpp_pybinding("):
+        raise NotBundledError("its code defines kernels in a way that isn't known")
+    return found
+
+
+# Names in generated code that start a compiler when the code is run.
+_COMPILES_BY_ITSELF = (
+    "CppWrapperCodeCache",
+    "CppCodeCache",
+    "HalideCodeCache",
+    "CUDACodeCache",
+    "ROCmCodeCache",
+    "XPUCodeCache",
+)
+
+
+def _digest(*arguments: Any) -> str:
+    return _sha(repr(arguments).encode())
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _library_of(kernel: str, code: str) -> tuple[bytes, dict[str, str]]:
+    """The shared object that a kernel of a wrapper lives in, and how to find the kernel there."""
+    module = _module_of(code)
+    function = getattr(module, kernel, None)
+    home = getattr(function, "__self__", None)
+    if not isinstance(function, types.BuiltinFunctionType) or not isinstance(
+        home, types.ModuleType
+    ):
+        raise NotBundledError(f"{kernel} is a {type(function).__name__}")
+    try:
+        library = Path(str(home.__file__)).read_bytes()
+    except OSError as error:
+        raise NotBundledError(f"the shared object of {kernel} is gone: {error}") from error
+    return library, {"module": home.__name__, "function": function.__name__}
+
+
+def _module_of(code: str) -> types.ModuleType:
+    from torch._inductor.codecache import PyCodeCache
+
+    _, path = PyCodeCache.write(code)
+    for module in reversed(PyCodeCache.modules):
+        if module.__file__ == path:
+            return module
+    raise NotBundledError("the module of its generated code isn't loaded")
+
+
+def _graph_source(graph: Any) -> str:
+    """The wrapper of a directly lowered graph, which then is all there is to it."""
+    for name in (
+        "constants",
+        "frozen_param_names",
+        "torchbind_constants",
+        "opaque_value_type_classes",
+        "mutated_input_idxs",
+        "inputs_to_check",
+        "_wrap_compiled_regions",
+        "cudagraph_info",
+    ):
+        if getattr(graph, name, None):
+            raise NotBundledError(f"it has {name.strip('_').replace('_', ' ')}")
+    call = getattr(graph.current_callable, "__func__", graph.current_callable)
+    if getattr(call, "__globals__", None) is not vars(_module_of(graph.source_code)):
+        raise NotBundledError("something is wrapped around its call")
+    return str(graph.source_code)
+
+
+def _artifact_bytes(compiled: Any) -> bytes:
+    try:
+        data = inductor.artifact_bytes(compiled)
+    except Exception as error:
+        raise NotBundledError(f"Inductor can't serialise it: {error}") from error
+    if data is None:
+        raise NotBundledError(f"it is a {type(compiled).__name__}")
+    return data
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+_numbers = itertools.count()
+_modules: dict[tuple[str, str], types.ModuleType] = {}  # shared objects are never unloaded
+
+
+class _Kernels:
+    """The kernels of a bundle, loaded when they are asked for."""
+
+    def __init__(self, described: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
+        self._described = described
+        self._parts = parts
+
+    def get(self, *arguments: Any) -> Callable[..., Any] | None:
+        """The kernel that a call of `cpp_pybinding` with these arguments defines."""
+        found = self._described.get(_digest(*arguments))
+        if found is None:
+            return None
+        place = found["library"], found["module"]
+        if place not in _modules:
+            library = self._parts[f"library {found['library']}"]
+            if _sha(library) != found["library"]:
+                raise ValueError("a shared object is not the one that the bundle names")
+            _modules[place] = _load_library(library, found["module"])
+        kernel: Callable[..., Any] = getattr(_modules[place], found["function"])
+        return kernel
+
+
+def _load_library(library: bytes, name: str) -> types.ModuleType:
+    """Load a shared object from bytes, by way of a file that nobody else can exchange."""
+    # Kernels read the address of a function of torch from here when they are loaded.
+    address = torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr  # type: ignore[attr-defined]
+    os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(address)
+    with tempfile.TemporaryDirectory(prefix="regional-inductor-") as folder:
+        # Python and the linker know libraries by path: no two may ever share one.
+        path = os.path.join(folder, f"{os.getpid()}-{next(_numbers)}.so")
+        with open(path, "wb") as file:
+            file.write(library)
+        # Under the name that it had: where several kernels share a library, that says which one is meant.
+        loader = importlib.machinery.ExtensionFileLoader(name, path)
+        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        return module
+
+
+class LoadedGraph:
+    """A directly lowered region, loaded; it takes one list, which it empties."""
+
+    _boxed_call = True
+
+    def __init__(
+        self, call: Callable[[list[Any]], Any], source: str, parts: Mapping[str, bytes]
+    ) -> None:
+        self.current_callable = call
+        self.source_code = source
+        self.parts = parts
+
+    def __call__(self, arguments: list[Any]) -> Any:
+        return self.current_callable(arguments)
+
+
+def _load_graph(parts: Mapping[str, bytes], kernels: _Kernels, name: str) -> LoadedGraph:
+    source = parts["graph"].decode()
+    file = f"<regional_inductor region {name}>"
+    # Tracebacks then show the lines; None as time says that there is no file to compare with.
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    module = types.ModuleType(f"regional_inductor.region_{name}")
+    module.__file__ = file
+    vars(module)["__builtins__"] = {**vars(builtins), "__import__": _importing(kernels)}
+    exec(compile(source, file, "exec"), vars(module))
+    return LoadedGraph(module.call, source, parts)
+
+
+class _AsyncCompile:
+    """Stands for Inductor's class of that name in a wrapper: kernels are there already."""
+
+    def __init__(self, kernels: _Kernels) -> None:
+        self._kernels = kernels
+
+    def cpp_pybinding(self, *arguments: Any) -> Callable[..., Any]:
+        kernel = self._kernels.get(*arguments)
+        if kernel is None:
+            raise ValueError("a kernel of the generated code is not in the bundle")
+        return kernel
+
+    def wait(self, scope: dict[str, Any]) -> None:
+        pass
+
+
+class _ExternKernels:
+    """Inductor's table of library calls, imported when a region first calls one."""
+
+    def __getattr__(self, name: str) -> Any:
+        from torch._inductor.select_algorithm import extern_kernels
+
+        found = getattr(extern_kernels, name)
+        setattr(self, name, found)
+        return found
+
+
+_extern_kernels = _ExternKernels()
+
+
+def _importing(kernels: _Kernels) -> Callable[..., Any]:
+    """`__import__` for a wrapper: what only code generation needs isn't imported for it."""
+    import torch._inductor.utils as inductor_utils
+
+    stand_ins = {
+        "torch._inductor.async_compile": types.SimpleNamespace(
+            AsyncCompile=lambda: _AsyncCompile(kernels)
+        ),
+        "torch._inductor.select_algorithm": types.SimpleNamespace(extern_kernels=_extern_kernels),
+        "torch._inductor.codegen.memory_planning": inductor_utils,  # has `_align` from there
+    }
+
+    def importing(
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] = (),
+        level: int = 0,
+    ) -> Any:
+        stand_in = stand_ins.get(name)
+        if stand_in is not None and fromlist and all(hasattr(stand_in, n) for n in fromlist):
+            return stand_in
+        return __import__(name, globals, locals, fromlist, level)
+
+    return importing
+
+
+def _load_artifact(data: bytes, kernels: _Kernels) -> Callable[..., Any]:
+    with tracing(TracingContext(inductor.new_fake_mode())), _served(kernels):
+        return inductor.artifact_from_bytes(data)
+
+
+@contextlib.contextmanager
+def _served(kernels: _Kernels) -> Iterator[None]:
+    """Inductor finds a bundle's kernels where it would look for a compiler; others it builds as ever."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    before = AsyncCompile.cpp_pybinding
+
+    def cpp_pybinding(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        kernel = None if keywords else kernels.get(*arguments)
+        return before(self, *arguments, **keywords) if kernel is None else kernel
+
+    AsyncCompile.cpp_pybinding = cpp_pybinding  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AsyncCompile.cpp_pybinding = before  # type: ignore[method-assign]

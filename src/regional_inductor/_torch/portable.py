@@ -1,0 +1,119 @@
+"""Whether what a region computes is settled by its key alone, so that another process may rely on it.
+
+A key names operators. Those of torch mean the same wherever the same torch runs; an operator, lowering
+or decomposition of the user's is code that the key doesn't hold and that may change between processes.
+
+Checked on torch 2.11 and 2.13: operator namespaces, names of higher-order operators,
+`torch._inductor.lowering.lowerings`, `torch._inductor.decomposition.decompositions`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch.fx
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch.fx.node import Node
+
+from . import ops
+
+_NAMESPACES = frozenset(
+    {"aten", "prims", "prim", "rngprims", "inductor", "quantized", "_quantized", "mkldnn", "mkl"}
+)
+# Wholly described by their arguments and bodies, which are in the key. Others, such as those of
+# user-written Triton kernels, name entries of tables that belong to the process.
+_HOPS = frozenset(
+    {
+        "associative_scan",
+        "auto_functionalized",
+        "auto_functionalized_v2",
+        "cond",
+        "flex_attention",
+        "flex_attention_backward",
+        "foreach_map",
+        "invoke_subgraph",
+        "map_impl",
+        "out_dtype",
+        "scan",
+        "while_loop",
+        "while_loop_stack_output",
+        "wrap_with_autocast",
+        "wrap_with_set_grad_enabled",
+    }
+)
+
+
+def why_not(module: torch.fx.GraphModule) -> str:
+    """What in a region only this process knows, in a few words, or ``""``."""
+    for target in _targets(module):
+        if isinstance(target, HigherOrderOperator):
+            if target._name not in _HOPS:
+                return f"the operator {target._name} may refer to this process"
+        elif isinstance(target, (OpOverload, OpOverloadPacket)):
+            namespace = str(target).partition(".")[0]
+            if namespace not in _NAMESPACES:
+                return f"the key doesn't see the code of {target}, which is not torch's"
+    return ""
+
+
+def customised_tables() -> str:
+    """Which operator somebody gave Inductor a lowering or decomposition of their own for, or ``""``.
+
+    Where Inductor isn't loaded, nobody can have done so.
+    """
+    for module, table in (
+        ("torch._inductor.lowering", "lowerings"),
+        ("torch._inductor.decomposition", "decompositions"),
+    ):
+        for target, function in list(getattr(sys.modules.get(module), table, {}).items()):
+            if not _is_torchs(function):
+                return str(target)
+    return ""
+
+
+def _is_torchs(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    home = getattr(function, "__module__", None) or type(function).__module__
+    return str(home).partition(".")[0] in ("torch", "functools", "builtins")
+
+
+def _targets(module: torch.fx.GraphModule) -> Iterator[Any]:
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            yield node.target
+            # Operators are arguments as well, of auto_functionalized for one.
+            yield from _operators_in((node.args, node.kwargs))
+        elif node.op == "get_attr":
+            value = ops.attribute(module, str(node.target))
+            if isinstance(value, torch.fx.GraphModule):
+                yield from _targets(value)
+        elif node.op == "call_module":
+            value = module.get_submodule(str(node.target))
+            if isinstance(value, torch.fx.GraphModule):
+                yield from _targets(value)
+
+
+def _operators_in(value: Any) -> Iterator[Any]:
+    if isinstance(value, (OpOverload, OpOverloadPacket, HigherOrderOperator)):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _operators_in(item)
+    elif isinstance(value, (tuple, list)) and not isinstance(value, Node):
+        for item in value:
+            yield from _operators_in(item)
+
+
+def device_kinds(module: torch.fx.GraphModule) -> frozenset[str]:
+    """The kinds of devices that a region's values are on."""
+    found = set()
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, torch.Tensor):
+                found.add(item.device.type)
+    return frozenset(found)

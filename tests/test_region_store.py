@@ -1,0 +1,65 @@
+"""A region compiled once on a machine is not compiled again by any later process."""
+
+from __future__ import annotations
+
+import pytest
+from support import stores
+
+# Forward and backward, an id'd region with a constant, and an operator of a library around which code is generated.
+MODEL = """
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(32)
+        self.linear = torch.nn.Linear(32, 32)
+
+    def forward(self, x):
+        with ri.region("gate"):
+            y = torch.nn.functional.silu(self.norm(x)) * x
+        with ri.region("linear"):
+            return self.linear(y).relu()
+
+def main():
+    model = torch.nn.Sequential(Block(), Block())
+    x = torch.randn(4, 32, requires_grad=True)
+    compiled = torch.compile(model, backend="regional_inductor", fullgraph=True)
+    out = compiled(x)
+    out.sum().backward()
+    return [out, x.grad, *(p.grad for p in model.parameters())]
+"""
+
+DROP_IN = """
+from torch._dynamo.backends.common import aot_autograd
+
+def main():
+    @ri.region("gate")
+    def gate(x):
+        return (x.sin() + 1).exp() * x
+
+    x = torch.randn(4, 32, requires_grad=True)
+    backend = aot_autograd(fw_compiler=ri.regional_inductor, bw_compiler=ri.regional_inductor)
+    out = torch.compile(lambda x: gate(gate(x) @ x.T), backend=backend)(x)
+    out.sum().backward()
+    return [out, x.grad]
+"""
+
+WITHOUT_A_COMPILER = {
+    "PATH": "/nonexistent"
+}  # CXX is in the key: another compiler is another region
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("program", [MODEL, DROP_IN], ids=["backend", "drop-in pass"])
+def test_a_second_process_compiles_nothing_and_needs_no_compiler(tmp_path, program):
+    first = stores.run(
+        program, stores.environment(tmp_path / "store", stores.shared_inductor_cache())
+    )
+    assert set(first["statuses"]) <= {"compiled", "shared"}
+    second = stores.run(
+        program,
+        stores.environment(tmp_path / "store", tmp_path / "empty", **WITHOUT_A_COMPILER),
+    )
+    assert (second["generated"], second["compilers"]) == (0, 0)
+    assert set(second["statuses"]) <= {"disk", "shared"}
+    assert len(second["statuses"]) == len(first["statuses"])
+    assert second["values"] == first["values"]
