@@ -63,3 +63,47 @@ def test_a_second_process_compiles_nothing_and_needs_no_compiler(tmp_path, progr
     assert set(second["statuses"]) <= {"disk", "shared"}
     assert len(second["statuses"]) == len(first["statuses"])
     assert second["values"] == first["values"]
+
+
+# Distinct regions of one graph, whose kernels Inductor is given as one translation unit: one library, several kernels.
+UNIT = """
+def main():
+    x = torch.randn(SIZE)
+
+    def fn(x):
+        with ri.region("a"):
+            x = (x.sin() + 1).exp()
+        x = x * 1
+        with ri.region("b"):
+            x = (x.cos() * 2).tanh()
+        x = x * 1
+        with ri.region("c"):
+            return x.sigmoid() / 3 - x
+
+    return [torch.compile(fn, backend="regional_inductor", fullgraph=True)(x)]
+"""
+
+
+@pytest.mark.inductor
+def test_regions_that_were_compiled_together_are_loaded_and_evicted_alone(tmp_path):
+    program = UNIT.replace("SIZE", "1237")
+    variables = stores.environment(tmp_path / "store", stores.shared_inductor_cache())
+    first = stores.run(program, variables)
+    assert first["statuses"] == ["compiled"] * 3
+    (one, *_) = (tmp_path / "store").glob("*.region")
+    one.unlink()
+    second = stores.run(program, variables)
+    assert sorted(second["statuses"]) == ["compiled", "disk", "disk"]
+    assert second["values"] == first["values"]
+
+
+@pytest.mark.inductor
+def test_two_processes_at_once_compile_each_region_once(tmp_path):
+    program = UNIT.replace("SIZE", "1249")
+    variables = stores.environment(tmp_path / "store", stores.shared_inductor_cache())
+    both = [stores.start(program, variables) for _ in range(2)]
+    results = [stores.finish(process) for process in both]
+    assert (
+        sorted(results[0]["statuses"] + results[1]["statuses"]) == ["compiled"] * 3 + ["disk"] * 3
+    )
+    assert results[0]["values"] == results[1]["values"]

@@ -157,11 +157,13 @@ def _library_of(kernel: str, code: str) -> tuple[bytes, dict[str, str]]:
         home, types.ModuleType
     ):
         raise NotBundledError(f"{kernel} is a {type(function).__name__}")
+    # Not `__name__`, which a module sets as it likes: what it was imported as.
+    name = home.__spec__.name if home.__spec__ else home.__name__
     try:
         library = Path(str(home.__file__)).read_bytes()
     except OSError as error:
         raise NotBundledError(f"the shared object of {kernel} is gone: {error}") from error
-    return library, {"module": home.__name__, "function": function.__name__}
+    return library, {"module": name, "function": function.__name__}
 
 
 def _module_of(code: str) -> types.ModuleType:
