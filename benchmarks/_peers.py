@@ -5,6 +5,7 @@ Private torch APIs that the benchmarks need are here. Checked on torch 2.13.0.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -71,7 +72,7 @@ def backend_of(graph_pass: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class TimedPass:
-    """A graph pass that takes down how long each of its runs took.
+    """A graph pass that takes down how long each of its runs took, the first also in seconds of CPU.
 
     With `again`, each graph is also copied beforehand and the pass is run over the copies: what it
     costs where the process has compiled the same before.
@@ -81,20 +82,27 @@ class TimedPass:
         self.graph_pass = pass_of(way)
         self.again = again
         self.first: list[float] = []
+        self.cpu: list[float] = []
         self.repeated: list[list[float]] = [[] for _ in range(again)]
 
     def __call__(self, gm: torch.fx.GraphModule, inputs: Any) -> Any:
         from copy import deepcopy
 
         copies = [deepcopy(gm) for _ in range(self.again)]
-        start = time.perf_counter()
+        cpu, start = _cpu_seconds(), time.perf_counter()
         result = self.graph_pass(gm, *inputs)
         self.first.append(time.perf_counter() - start)
+        self.cpu.append(_cpu_seconds() - cpu)
         for copied, taken in zip(copies, self.repeated, strict=True):
             start = time.perf_counter()
             self.graph_pass(copied, *inputs)
             taken.append(time.perf_counter() - start)
         return result
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended: compilers."""
+    return sum(os.times()[:4])
 
 
 # --- whole models ----------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ def measure(way: str, layers: int, distinct: bool, train: bool, again: int = 0) 
     assert difference <= TOLERANCE, f"differs from eager by {difference:.1e}"
     return {
         "pass": sum(timed.first) if timed else None,
+        "cpu": sum(timed.cpu) if timed else None,
         "in process": [sum(taken) for taken in timed.repeated] if timed else [],
         "whole": whole,
         "mb": after,

@@ -201,6 +201,27 @@ def test_distinct_regions_take_one_compiler_run_and_give_the_bits_that_they_give
 
 
 @pytest.mark.inductor
+def test_a_unit_names_the_libraries_it_needs_without_having_been_linked_to_them(cache, monkeypatch):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("elsewhere units are linked as Inductor links kernels")
+    expected, runs = run()
+    assert "-Wl,--no-as-needed" in runs[0]
+    forget_inductor()
+    for path in libraries(cache).values():
+        os.remove(path)
+    # Loaded by a linker that finds nothing under the name, it would be linked in the usual way.
+    monkeypatch.setattr(kernel_batches, "with_stubs", without_torch)
+    result, runs = run()
+    assert len(runs) == 2
+    assert "-ltorch_cpu" in runs[1]
+    assert torch.equal(result, expected)
+
+
+def without_torch(command, folder):
+    return [token for token in command if not token.startswith("-ltorch")]
+
+
+@pytest.mark.inductor
 def test_units_built_by_workers_in_the_background_give_the_same(cache, monkeypatch):
     import torch._inductor.config as config
 

@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 
+from .link_stubs import with_stubs
 from .translation_units import not_beside_others, unit_source
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
@@ -400,35 +401,48 @@ def _submit(job: Callable[[], None]) -> Future[None]:
 
 def _build_unit(kernels: Sequence[Kernel]) -> None:
     """Compile kernels together and publish the library; where that fails, they are compiled alone later."""
-    if len(kernels) == 1:
+    if not kernels[0].command:
         # A failure shows again, with its message, where the kernel is loaded.
         with contextlib.suppress(Exception):
             kernels[0].build()
         return
     try:
-        text = unit_source({kernel.key: kernel.source for kernel in kernels})
-        _compile_and_publish(text, kernels)
+        _compile_and_publish(kernels)
     except Exception:  # noqa: BLE001 - whatever went wrong, the kernels alone will show what is wrong with them
         _log.info("%d kernels did not compile as one unit", len(kernels), exc_info=True)
 
 
-def _compile_and_publish(text: str, kernels: Sequence[Kernel]) -> None:
+def _compile_and_publish(kernels: Sequence[Kernel]) -> None:
     from torch._inductor.codecache import write
-    from torch._inductor.cpp_builder import run_compile_cmd
 
     command = kernels[0].command
+    text = unit_source({kernel.key: kernel.source for kernel in kernels})
     _, source = write(text, "unit.cpp", extra=" ".join(command))
     # In a folder of its own: another process may be compiling the same unit. Beside the cache's
     # files, since hard links don't leave a file system.
     with tempfile.TemporaryDirectory(prefix="unit-", dir=os.path.dirname(source)) as folder:
         library = os.path.join(folder, "unit.so")
         replaced = {_SOURCE: source, _TARGET: library}
-        run_compile_cmd(shlex.join(replaced.get(token, token) for token in command), cwd=folder)
-        # A library with a symbol that nobody has would fail all its kernels.
-        ctypes.CDLL(library)
+        _compile_and_load([replaced.get(token, token) for token in command], library, folder)
         for kernel in kernels:
             _publish(library, kernel)
     _log.debug("%d kernels compiled as one unit, %s", len(kernels), source)
+
+
+def _compile_and_load(command: Sequence[str], library: str, folder: str) -> None:
+    """Compile a library, and load it: one with a symbol that nobody has would fail all its kernels."""
+    from torch._inductor.cpp_builder import run_compile_cmd
+
+    quick = with_stubs(command, folder)
+    run_compile_cmd(shlex.join(quick), cwd=folder)
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        if quick == list(command):
+            raise
+        os.remove(library)
+        run_compile_cmd(shlex.join(command), cwd=folder)
+        ctypes.CDLL(library)
 
 
 def _publish(library: str, kernel: Kernel) -> None:
