@@ -1,4 +1,4 @@
-"""The command line: `regional-inductor demo | explain | verify | doctor`."""
+"""The command line: `regional-inductor demo | explain | verify | cache | doctor`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import demo, doctor
+
+if TYPE_CHECKING:
+    from .disk import Disk
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_explain(commands)
     _add_verify(commands)
+    _add_cache(commands)
     _add_doctor(commands)
     return parser
 
@@ -212,6 +217,77 @@ def _run_verify(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         arguments.json.write_text(result.to_json(indent=2) + "\n")
     return 0 if result.ok else 1
+
+
+def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "cache",
+        help="list, show, check or clear the compiled regions on disk",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Looks after the store of compiled regions, in REGIONAL_INDUCTOR_CACHE_DIR or the user's cache\n"
+            "folder. Nothing in an entry is run or unpickled."
+        ),
+        epilog=(
+            "exit codes: 0 done; 1 verify found an entry that won't be used; 2 wrong usage, no such entry,\n"
+            "            or a store that can't be used\n"
+            "\n"
+            "examples:\n"
+            "  regional-inductor cache ls\n"
+            "  regional-inductor cache show 3f2a --code\n"
+            "  regional-inductor cache verify --remove"
+        ),
+    )
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    ls = actions.add_parser("ls", help="one line for each region, those used last first")
+    ls.set_defaults(run=_run_cache, act=_cache_ls)
+    show = actions.add_parser("show", help="one region in full")
+    show.add_argument("key", metavar="KEY", help="the beginning of a key, as `ls` shows it")
+    show.add_argument("--code", action="store_true", help="also print the generated code")
+    show.set_defaults(run=_run_cache, act=_cache_show)
+    clear = actions.add_parser("clear", help="remove all regions, or those with these keys")
+    clear.add_argument("keys", nargs="*", metavar="KEY", help="the beginning of a key")
+    clear.set_defaults(run=_run_cache, act=_cache_clear)
+    verify = actions.add_parser("verify", help="read every region and say which won't be used")
+    verify.add_argument("--remove", action="store_true", help="also remove those")
+    verify.set_defaults(run=_run_cache, act=_cache_verify)
+
+
+def _run_cache(arguments: argparse.Namespace) -> int:
+    from .errors import RegionError
+    from .stored import disk_of_the_user
+
+    try:
+        text, code = arguments.act(disk_of_the_user(), arguments)
+    except (RegionError, OSError) as error:
+        return _complain(str(error), 2)
+    print(text)
+    return int(code)
+
+
+def _cache_ls(disk: Disk, arguments: argparse.Namespace) -> tuple[str, int]:
+    from .stored import listing
+
+    return listing(disk), 0
+
+
+def _cache_show(disk: Disk, arguments: argparse.Namespace) -> tuple[str, int]:
+    from .stored import details
+
+    return details(disk, arguments.key, code=arguments.code), 0
+
+
+def _cache_clear(disk: Disk, arguments: argparse.Namespace) -> tuple[str, int]:
+    from .stored import cleared
+
+    return cleared(disk, arguments.keys), 0
+
+
+def _cache_verify(disk: Disk, arguments: argparse.Namespace) -> tuple[str, int]:
+    from .stored import verified
+
+    text, bad = verified(disk, remove=arguments.remove)
+    return text, 1 if bad else 0
 
 
 def _complain(text: str, code: int) -> int:

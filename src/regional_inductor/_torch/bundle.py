@@ -97,6 +97,26 @@ def load(parts: Mapping[str, bytes], name: str) -> Callable[..., Any]:
     return artifact
 
 
+def check(parts: Mapping[str, bytes]) -> None:
+    """Whether a bundle is whole, without running any of it.
+
+    Raises:
+        ValueError: A part is missing, or not the one that the bundle names.
+    """
+    try:
+        described = json.loads(parts["bundle"])
+        wanted = {described["form"]}
+        libraries = {kernel["library"] for kernel in described["kernels"].values()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the bundle doesn't describe itself: {error}") from error
+    missing = (wanted | {f"library {digest}" for digest in libraries}) - set(parts)
+    if missing:
+        raise ValueError(f"the bundle lacks {', '.join(sorted(missing))}")
+    for digest in libraries:
+        if _sha(parts[f"library {digest}"]) != digest:
+            raise ValueError("a shared object is not the one that the bundle names")
+
+
 def sources(parts: Mapping[str, bytes]) -> tuple[str, ...]:
     """The generated modules in a bundle; nothing of it is run."""
     if "graph" in parts:
