@@ -1,4 +1,4 @@
-# make demo | test | test-models | fuzz | check | bench | format | clean       each sets up .venv first, once
+# make demo | test | test-models | fuzz | check | bench | docs | format | clean       each sets up .venv first, once
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ ARGS ?=
 # On a CUDA machine, as it is: its own Python with its own torch, nothing set up.
 GPU_PYTHON ?= python3
 
-.PHONY: demo test test-models fuzz check bench test-gpu bench-gpu format clean
+.PHONY: demo test test-models fuzz check bench docs test-gpu bench-gpu format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt tools/set_up.sh
@@ -43,6 +43,11 @@ check: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
+# The site, into docs/_build/html; any warning is an error. On Python 3.11 and newer.
+docs: $(STAMP)
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html $(ARGS) docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 # Both need a CUDA device; ARGS for the bench: --help says
 test-gpu:
 	@PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/gpu -W default $(ARGS)
@@ -55,4 +60,4 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis benchmarks/results
+	rm -rf $(VENV) dist docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis benchmarks/results

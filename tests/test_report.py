@@ -85,9 +85,9 @@ def test_places_with_one_key_are_one_row_with_layer_numbers_left_out():
         )
     )
     assert text.splitlines()[0] == "3 regions, 1 distinct, 1 compiled now"
-    row = re.sub(r" +", " ", text.splitlines()[-1]).strip()
-    assert row == "norm forward layers.*.norm, final.norm 3 3 compiled 1.50"
-    assert "graph 0 forward: 14 nodes, 9 marked, 3 regions, 5 nodes run eagerly" in text
+    row, more = (re.sub(r" +", " ", line).strip() for line in text.splitlines()[-2:])
+    assert (row, more) == ("norm forward layers.*.norm 3 3 compiled 1.50", "final.norm")
+    assert "graph 0 forward: 14 nodes, 9 marked, 3 regions, 5 run eagerly" in text
 
 
 def test_columns_without_content_are_left_out_and_options_shown_where_they_differ():
@@ -102,9 +102,27 @@ def test_columns_without_content_are_left_out_and_options_shown_where_they_diffe
     assert "2.5M" in text
 
 
+def test_a_dry_run_that_leaves_nothing_eager_has_no_column_to_say_so():
+    planned = region(status="planned")
+    assert "status" not in str(report(planned, dry_run=True))
+    eager = region(status="eager", key="", reason="views")
+    text = str(report(planned, eager, dry_run=True))
+    assert "to compile" in text
+    assert "eager: views" in text
+
+
+def test_what_the_bytes_mean_is_said_once():
+    text = str(report(region(bytes_eager=5000, bytes_read=1000, bytes_written=24)))
+    assert "5k>1.02k" in text
+    assert text.splitlines()[-1] == (
+        "bytes: read and written by its operators one by one > by one kernel for all of them"
+    )
+    assert "bytes" not in str(report(region()))
+
+
 def test_regions_left_eager_say_why():
     text = str(report(region(key="", status="eager", reason="it only makes views")))
-    assert text.startswith("1 regions, 0 distinct, 0 compiled now, 1 left eager")
+    assert text.startswith("1 region, 0 distinct, 0 compiled now, 1 left eager")
     assert "eager: it only makes views" in re.sub(r"\s+", " ", text)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import re
 import shutil
@@ -161,26 +160,6 @@ def test_no_tracked_text_names_a_path_of_one_machine():
     assert [
         str(path) for path in texts if re.search(r"/(home|work|root)/\w", path.read_text())
     ] == []
-
-
-# --- the README -----------------------------------------------------------------------------------
-
-
-def test_the_readmes_example_runs_as_it_stands(monkeypatch, capsys):
-    pytest.importorskip("transformers")
-    package = importlib.import_module("regional_inductor")
-    monkeypatch.setattr(
-        package, "compile", functools.partial(package.compile, region_backend="eager")
-    )
-    rope = "transformers.models.llama.modeling_llama"
-    original = importlib.import_module(rope).apply_rotary_pos_emb
-    monkeypatch.setattr(f"{rope}.apply_rotary_pos_emb", original)  # undoes the example's mark
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
-    regions = package.last_report().regions
-    assert {region.direction for region in regions} == {"forward", "backward"}
-    assert {tuple(region.options) for region in regions} == {(), ("max_autotune",)}
-    assert "regions" in capsys.readouterr().out
 
 
 # --- the check before set-up -----------------------------------------------------------------------------------------

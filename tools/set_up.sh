@@ -29,4 +29,4 @@ echo "Installing into $venv (some minutes, once) ..."
 pip "$@" torch
 # The build tools are pinned too, hence no isolated build.
 pip hatchling editables
-pip --no-build-isolation --editable ".[bench,dev,demo]"
+pip --no-build-isolation --editable ".[bench,demo,dev,docs]"

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .regions import Finding
+from .rendering import as_text, short_source, table
 from .report import GraphReport, RegionReport, Report
-
-WIDTH = 100
 
 _STATUS = {"planned": "to compile", "memory": "from memory", "disk": "from disk"}
 
 
 def render(report: Report) -> str:
     """The report as plain text of at most 100 columns."""
-    from rich.console import Console
-
-    console = Console(width=WIDTH, color_system=None, no_color=True, highlight=False)
-    with console.capture() as capture:
-        console.print(renderable(report))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
+    return as_text(renderable(report))
 
 
 def renderable(report: Report) -> Any:
@@ -40,7 +33,9 @@ def renderable(report: Report) -> Any:
         parts += [Text(line) for line in _graph_lines(number, [graph for graph, _ in graphs])]
         regions = [region for _, of_graph in graphs for region in of_graph]
         if regions:
-            parts.append(_table(regions))
+            parts += [Text(), _table(regions)]
+    if any(map(_moves, report.regions)):
+        parts += [Text(), Text(_LEGEND)]
     if report.findings:
         parts += [Text(), Text("findings"), _finding_table(report.findings)]
     return Group(*parts)
@@ -49,7 +44,7 @@ def renderable(report: Report) -> Any:
 def headline(report: Report) -> str:
     regions = report.regions
     eager = sum(region.status == "eager" for region in regions)
-    parts = [f"{len(regions)} regions", f"{report.distinct} distinct"]
+    parts = [_count(len(regions), "region"), f"{report.distinct} distinct"]
     parts.append(
         "nothing compiled: a dry run" if report.dry_run else f"{report.compiles} compiled now"
     )
@@ -64,8 +59,8 @@ def _graph_lines(number: int, graphs: Sequence[GraphReport]) -> Iterator[str]:
         if graph.path:
             name += f", body {graph.path}"
         yield (
-            f"{name}: {graph.nodes} nodes, {graph.marked} marked, {len(graph.regions)} regions, "
-            f"{graph.eager} nodes run eagerly"
+            f"{name}: {_count(graph.nodes, 'node')}, {graph.marked} marked, "
+            f"{_count(len(graph.regions), 'region')}, {graph.eager} run eagerly"
         )
         if graph.recomputed and graph.saved_bytes is not None:
             yield (
@@ -73,6 +68,10 @@ def _graph_lines(number: int, graphs: Sequence[GraphReport]) -> Iterator[str]:
                 f"{amount(graph.saved_bytes_otherwise or 0)}B: regions compute {graph.recomputed} "
                 "nodes again there"
             )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 _Column = tuple[str, bool, Callable[[list[RegionReport]], str]]
@@ -83,20 +82,18 @@ _COLUMNS: tuple[_Column, ...] = (
     ("where", False, lambda places: _where(places)),
     ("nodes", True, lambda places: str(places[0].nodes)),
     ("places", True, lambda places: str(len(places))),
-    ("moves", True, lambda places: _moves(places[0])),
+    ("bytes", True, lambda places: _moves(places[0])),
     ("flops", True, lambda places: amount(places[0].flops or 0) if places[0].flops else ""),
     ("options", False, lambda places: _options(places[0])),
     ("status", False, lambda places: status(places)),
     ("s", True, lambda places: _seconds(places)),
 )
 _ALWAYS = ("region", "pass", "where", "nodes", "places", "status")
+_LEGEND = "bytes: read and written by its operators one by one > by one kernel for all of them"
 
 
 def _table(regions: Sequence[RegionReport]) -> Any:
     """One row for each distinct region and direction; a column that says nothing is left out."""
-    from rich import box
-    from rich.table import Table
-
     rows: dict[Any, list[RegionReport]] = {}
     for region in regions:
         what = region.key or (region.name, region.source, region.reason)
@@ -105,13 +102,15 @@ def _table(regions: Sequence[RegionReport]) -> Any:
         (title, right, [cell(places) for places in rows.values()])
         for title, right, cell in _COLUMNS
     ]
-    columns = [column for column in columns if column[0] in _ALWAYS or any(column[2])]
-    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for title, right, _ in columns:
-        result.add_column(title, justify="right" if right else "left", overflow="fold")
-    for cells in zip(*(cells for _, _, cells in columns), strict=True):
-        result.add_row(*(_text(cell) for cell in cells))
-    return result
+    # In a dry run that leaves nothing eager, the headline has said it.
+    said = {_STATUS["planned"], ""}
+    columns = [
+        (title, right, texts)
+        for title, right, texts in columns
+        if (set(texts) - said if title == "status" else title in _ALWAYS or any(texts))
+    ]
+    cells = zip(*(cells for _, _, cells in columns), strict=True)
+    return table([(title, right) for title, right, _ in columns], list(cells))
 
 
 def _text(cell: str) -> Any:
@@ -129,17 +128,11 @@ def _finding_table(findings: Sequence[Finding]) -> Any:
     for finding in findings:
         lines = [f"{finding.region}: {finding.message}" if finding.region else finding.message]
         if finding.source:
-            lines.append(f"at {_short_source(finding.source)}")
+            lines.append(f"at {short_source(finding.source)}")
         if finding.remedy:
             lines.append(f"way out: {finding.remedy}")
         result.add_row(_text(finding.kind), _text("\n".join(lines)))
     return result
-
-
-def _short_source(source: str) -> str:
-    """A path below the current folder as it is seen from there."""
-    here = os.getcwd() + os.sep
-    return source.replace(here, "")
 
 
 def _where(places: list[RegionReport]) -> str:
@@ -151,7 +144,7 @@ def _where(places: list[RegionReport]) -> str:
     for parts in (path.split(".") for path in paths):
         shape = tuple("*" if part.isdigit() else part for part in parts)
         shapes.setdefault(shape, []).append(parts)
-    return ", ".join(
+    return "\n".join(
         ".".join(p[0] if len(set(p)) == 1 else "*" for p in zip(*alike, strict=True))
         for alike in shapes.values()
     )
@@ -161,7 +154,7 @@ def _moves(region: RegionReport) -> str:
     """Bytes moved in eager mode and by one fused kernel."""
     if region.bytes_eager is None or region.bytes_read is None or region.bytes_written is None:
         return ""
-    return f"{amount(region.bytes_eager)}>{amount(region.bytes_read + region.bytes_written)}B"
+    return f"{amount(region.bytes_eager)}>{amount(region.bytes_read + region.bytes_written)}"
 
 
 def amount(number: float) -> str:
@@ -174,7 +167,7 @@ def amount(number: float) -> str:
 
 
 def _options(region: RegionReport) -> str:
-    return ", ".join(f"{key}={value}" for key, value in region.changed_options.items())
+    return "\n".join(f"{key}={value}" for key, value in region.changed_options.items())
 
 
 def status(places: list[RegionReport]) -> str:

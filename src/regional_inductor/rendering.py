@@ -25,7 +25,7 @@ def table(titles: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    result = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     for title, right in titles:
         result.add_column(
             title, justify="right" if right else "left", overflow="fold", no_wrap=right

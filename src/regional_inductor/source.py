@@ -59,4 +59,5 @@ def _qualified(path: str) -> str:
     path = re.sub(r"^[LG]\['[^']*'\]\.?|^L__self___?", "", path)
     path = re.sub(r"\['([^']*)'\]|\[(\d+)\]", lambda m: "." + (m.group(1) or m.group(2)), path)
     path = path.replace("._modules.", ".").replace(".modules.", ".")
+    path = path.replace(".forward.__self__", "")  # inside a module that `mark` has marked
     return re.sub(r"\.(_modules|_orig_mod)(?=\.|$)", "", path).strip(".")

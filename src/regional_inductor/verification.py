@@ -132,12 +132,16 @@ class Verification:
                 Text(
                     "regions, on the inputs of a real run: largest differences from eager, and distances\nfrom the same in float64"
                 ),
+                Text(),
                 _regions(self),
+                Text(),
             ]
         if self._whole:
             parts += [
                 Text("the whole model: largest differences from the uncompiled original"),
+                Text(),
                 _whole(self),
+                Text(),
             ]
         parts += [Text(line) for line in _remarks(self)]
         return Group(*parts)
