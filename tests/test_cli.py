@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -55,13 +57,78 @@ def test_wrong_usage_is_explained_with_exit_code_2(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_help_documents_the_exit_codes_and_an_example(capsys):
+def commands() -> list[str]:
+    (actions,) = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return list(actions.choices)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_help_of_each_command_documents_its_exit_codes_and_has_examples(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        cli.main(["demo", "--help"])
+        cli.main([command, "--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
-    assert "exit codes: 0 equal to eager" in text
-    assert "regional-inductor demo --layers 8" in text
+    assert re.search(r"exit codes:\s+0 ", text)
+    assert re.search(r"; 2\s+wrong usage|\n\s+2 wrong usage", text)
+    assert re.search(rf"examples?:\s+regional-inductor {command}", text)
+
+
+def test_the_page_about_the_command_line_names_commands_that_there_are():
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) <= set(commands())
+
+
+SCRIPT = """
+import torch
+import regional_inductor as ri
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(4)
+    def forward(self, x):
+        return self.norm(x)
+
+def build():
+    return Model(), (torch.ones(2, 4),)
+
+def broken():
+    raise KeyError("weights")
+
+def misfit():
+    return Model(), (torch.ones(2, 5),)
+
+def badly_marked():
+    ri.mark(Model(), "nrom")
+"""
+
+
+@pytest.mark.parametrize("command", ["explain", "verify"])
+@pytest.mark.parametrize(
+    ("factory", "more", "code", "message"),
+    [
+        (
+            "build",
+            ["--mark", "nrom"],
+            2,
+            "--mark: pattern 'nrom' matches no module of Model\n  way out: did you mean 'norm'?\n",
+        ),
+        ("biuld", [], 2, "has no 'biuld': did you mean 'build'?"),
+        ("badly_marked", [], 2, "model.py:22\n  way out: did you mean 'norm'?"),
+        ("broken", [], 1, "raised KeyError: 'weights'"),
+        ("misfit", [], 1, "the model raised "),
+    ],
+)
+def test_what_goes_wrong_has_an_exit_code_and_a_line(
+    command, factory, more, code, message, tmp_path, capsys
+):
+    script = tmp_path / "model.py"
+    script.write_text(SCRIPT)
+    assert cli.main([command, f"{script}:{factory}", *more]) == code
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.startswith("regional-inductor: ")
+    assert said.out == ""
 
 
 def test_explain_writes_a_page_where_html_says(tmp_path, capsys):

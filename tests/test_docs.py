@@ -180,7 +180,11 @@ def test_relative_links_lead_to_files_that_exist():
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx", reason="the extra `docs`, which needs Python 3.11")
     done = subprocess.run(
-        [*f"{sys.executable} -m sphinx -q -W --keep-going -b html".split(), ROOT / "docs", tmp_path],
+        [
+            *f"{sys.executable} -m sphinx -q -W --keep-going -b html".split(),
+            ROOT / "docs",
+            tmp_path,
+        ],
         capture_output=True,
         text=True,
         check=False,

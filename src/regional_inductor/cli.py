@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import demo, doctor
 
@@ -123,12 +123,10 @@ def _run_explain(arguments: argparse.Namespace) -> int:
     from .errors import MarkError
     from .explaining import explain
     from .factory import FactoryError, load
-    from .mark import mark
 
     try:
         example = load(arguments.target)
-        for pattern in arguments.mark:
-            mark(example.model, pattern)
+        _mark(example.model, arguments.mark)
     except (FactoryError, MarkError) as error:
         return _complain(str(error), 2)
     except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
@@ -144,6 +142,19 @@ def _run_explain(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         report.to_html(arguments.html)
     return 0
+
+
+def _mark(model: Any, patterns: Sequence[str]) -> None:
+    """Marks what `--mark` names. A pattern without a match is wrong usage, at no line of any code."""
+    from .errors import MarkError, compose
+    from .factory import FactoryError
+    from .mark import mark
+
+    for pattern in patterns:
+        try:
+            mark(model, pattern)
+        except MarkError as error:
+            raise FactoryError(compose(f"--mark: {error.what}", hint=error.hint)) from None
 
 
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -193,13 +204,11 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _run_verify(arguments: argparse.Namespace) -> int:
     from .errors import MarkError
     from .factory import FactoryError, load
-    from .mark import mark
     from .verifying import verify
 
     try:
         example = load(arguments.target)
-        for pattern in arguments.mark:
-            mark(example.model, pattern)
+        _mark(example.model, arguments.mark)
     except (FactoryError, MarkError) as error:
         return _complain(str(error), 2)
     except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
