@@ -25,6 +25,8 @@ from .scope import eager, region
 if TYPE_CHECKING:
     from . import rules
     from .backend import compile_regions, outline_regions, regional_inductor
+    from .bisecting import bisect
+    from .bisection import Bisection
     from .compiling import compile
     from .explaining import explain
     from .exporting import export
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from .verifying import verify
 
 _LAZY = {
+    "bisect": "bisecting",
+    "Bisection": "bisection",
     "compile": "compiling",
     "compile_regions": "backend",
     "explain": "explaining",
@@ -62,6 +66,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Bisection",
     "ConflictError",
     "MarkError",
     "MissingValueError",
@@ -71,6 +76,7 @@ __all__ = [
     "RegionWarning",
     "Report",
     "Verification",
+    "bisect",
     "compile",
     "compile_regions",
     "eager",

@@ -33,6 +33,8 @@ from .regions import (
 )
 from .report import Report, publish
 from .report_from_stages import code_of, graph_reports, unmarked_graph_report, with_times
+from .reproduction import recorder_of
+from .selection import Selection, of_environment
 from .stages.collect import collect
 from .stages.compile import compile as compile_stage
 from .stages.outline import outline
@@ -149,12 +151,15 @@ def run_pass(
     """The pass itself; adds what it did to a report."""
     trace = pipeline.Trace()
     before = len(report.graphs)
+    selection = settings.selection or of_environment()
+    if selection is not None:
+        stages = _bisected(stages, selection)
 
     def observe(stage: str, product: Any, seconds: float) -> None:
         trace(stage, product, seconds)
         log_stage(stage, product, seconds)
         if stage == "compile":
-            partitioned = trace.products["partition"]
+            partitioned = trace.products.get("narrow", trace.products["partition"])
             graphs = graph_reports(
                 product, trace, partitioned, capture=capture, direction=direction
             )
@@ -173,6 +178,18 @@ def run_pass(
     if settings.region_backend == "inductor" and inductor.autograd_cache_forced():
         return inductor.regional_output_code(gm)
     return gm
+
+
+def _bisected(stages: Stages, selection: Selection) -> Stages:
+    """The stages with those of a bisection between them."""
+    result: list[Callable[..., Any]] = []
+    for stage in stages:
+        result.append(stage)
+        if stage is partition:
+            result.append(selection.narrow)
+        if stage is outline and selection.script is not None:
+            result.append(recorder_of(selection.script).record)
+    return result
 
 
 def outline_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphModule:
@@ -195,7 +212,11 @@ def outline_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
         True
     """
     settings = read_settings(options, merge="all", on_error="raise")
-    outlined: Outlined = pipeline.run(gm, (), settings, stages=(collect, partition, outline))
+    selection = of_environment()
+    stages: Stages = (collect, partition, outline)
+    if selection is not None:
+        stages = _bisected(stages, selection)
+    outlined: Outlined = pipeline.run(gm, (), settings, stages=stages)
     for graph in outlined.graphs:
         commit(CompiledGraph(graph, {}))
     return gm
@@ -344,5 +365,6 @@ def compile_captured(
         compile_as("forward"), compile_as("backward"), compile_as("inference"), chooser.partition
     )
     # The key of AOTAutograd's cache sees neither marks nor our settings; the tag makes it.
-    with outside(f"{wanted.digest()} {settings}"):
+    selection = settings.selection or of_environment()
+    with outside(f"{wanted.digest()} {settings} {selection}"):
         return backend(gm, example_inputs)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The command line: `regional-inductor demo | explain | verify | cache | doctor`."""
+"""The command line: `regional-inductor demo | explain | verify | bisect | cache | doctor`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_verify(commands)
     _add_cache(commands)
+    _add_bisect(commands)
     _add_doctor(commands)
     return parser
 
@@ -297,6 +298,113 @@ def _cache_verify(disk: Disk, arguments: argparse.Namespace) -> tuple[str, int]:
 
     text, bad = verified(disk, remove=arguments.remove)
     return text, 1 if bad else 0
+
+
+def _add_bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "bisect",
+        help="find the regions, and the operators in them, that break a model or a command",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Runs a model, or a shell command, again and again with fewer regions compiled, until the\n"
+            "smallest set is left that still breaks it; then the same with the operators of each. Writes\n"
+            "a script that compiles these by themselves."
+        ),
+        epilog=(
+            "FACTORY is called without arguments and returns (model, args) or (model, args, kwargs).\n"
+            "COMMAND says by its exit code what a trial showed, as for git bisect run: 0 good, 125 can't\n"
+            "tell, else bad, a crash included. It must compile with this package.\n"
+            "\n"
+            "exit codes: 0 nothing is wrong; 1 regions were found, or no region is to blame, or the factory\n"
+            "            raised an error; 2 wrong usage\n"
+            "\n"
+            "examples:\n"
+            "  regional-inductor bisect model.py:build --mark 'layers.*.mlp'\n"
+            "  regional-inductor bisect model.py:build --slower-than 1.2\n"
+            "  regional-inductor bisect --run 'python train.py --steps 3'"
+        ),
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "target",
+        nargs="?",
+        metavar="SCRIPT_OR_MODULE:FACTORY",
+        help="what gives the model and its arguments",
+    )
+    what.add_argument(
+        "--run", dest="command", metavar="COMMAND", help="a shell command in place of a model"
+    )
+    parser.add_argument(
+        "--mark",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="mark modules by name before, as regional_inductor.mark does; may be repeated",
+    )
+    parser.add_argument(
+        "--merge", choices=("scope", "all"), help="which marked nodes may share a region"
+    )
+    parser.add_argument(
+        "--tolerance",
+        nargs=2,
+        type=float,
+        metavar=("RELATIVE", "ABSOLUTE"),
+        help="for all dtypes; by default those of torch.testing.assert_close",
+    )
+    parser.add_argument(
+        "--slower-than",
+        type=float,
+        metavar="TIMES",
+        help="look for what makes a run take more than this many times eager's time",
+    )
+    parser.add_argument(
+        "--script",
+        default="bisected_region.py",
+        metavar="FILE",
+        help="where to write the script (%(default)s), or none",
+    )
+    parser.set_defaults(run=_run_bisect, complain=parser.error)
+
+
+def _run_bisect(arguments: argparse.Namespace) -> int:
+    from .bisecting import bisect
+    from .errors import MarkError, RegionError
+    from .factory import FactoryError, load
+    from .mark import mark
+
+    script = None if arguments.script == "none" else arguments.script
+    if arguments.command is not None:
+        own = ("mark", "merge", "tolerance", "slower_than")
+        given = [f"--{name.replace('_', '-')}" for name in own if getattr(arguments, name)]
+        if given:
+            arguments.complain(f"{given[0]} is for a model; a command marks and checks by itself")
+        call = functools.partial(bisect, check=arguments.command, script=script)
+    else:
+        try:
+            example = load(arguments.target)
+            for pattern in arguments.mark:
+                mark(example.model, pattern)
+        except (FactoryError, MarkError) as error:
+            return _complain(str(error), 2)
+        except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
+            return _complain(f"{arguments.target} raised {type(error).__name__}: {error}", 1)
+        call = functools.partial(
+            bisect,
+            example.model,
+            *example.args,
+            merge=arguments.merge,
+            tolerances=arguments.tolerance and tuple(arguments.tolerance),
+            slower_than=arguments.slower_than,
+            script=script,
+            **example.kwargs,
+        )
+    try:
+        found = call()
+    except RegionError as error:
+        return _complain(str(error), 1)
+    except Exception as error:  # noqa: BLE001 - so may the model, uncompiled
+        return _complain(f"the model raised {type(error).__name__}: {error}", 1)
+    return 0 if found.ok else 1
 
 
 def _complain(text: str, code: int) -> int:

@@ -43,6 +43,8 @@ class Settings:
         default=None, repr=False
     )
     """Marks a captured graph before anything reads marks, and says what it could not find."""
+    selection: Any = None
+    """A `Selection` of what stays compiled, while something is bisected; None else."""
     guarded: bool = True
     """Whether each call checks its arguments; the registered backend has Dynamo's guards instead."""
 
@@ -114,7 +116,8 @@ class Collected:
 class Region:
     """A set of marked nodes with one mark, compiled as one unit.
 
-    `name` is unique in its graph; `label` is what the user called it, and may recur.
+    `name` is unique in its graph; `label` is what the user called it, and may recur. `eager_reason` says
+    why it must not be compiled, or ``""``.
     """
 
     name: str
@@ -122,6 +125,7 @@ class Region:
     nodes: tuple[torch.fx.Node, ...]
     mark: Mark
     direction: Direction
+    eager_reason: str = ""
 
 
 ScheduleItem: TypeAlias = "torch.fx.Node | Region"

@@ -109,7 +109,7 @@ def verify(
         "region_backend": region_backend,
     }
     settings = settings_for(model_or_fn, asked, options, mode)
-    checks = _Checks(_tolerances(tolerances), float64)
+    checks = _Checks(read_tolerances(tolerances), float64)
     original = Original(capture.uncompiled(model_or_fn), args, kwargs)
     with original.state_restored() as undoing:
         expected = original.run(original.function, undoing)
@@ -167,7 +167,8 @@ def compiled_for_trial(
             reports.put_back(published)
 
 
-def _tolerances(given: Any) -> Tolerances:
+def read_tolerances(given: Any) -> Tolerances:
+    """One pair for all dtypes, or one by dtype, checked."""
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     pairs = {} if given is None else given
     if not isinstance(pairs, Mapping):
@@ -243,22 +244,11 @@ class _Checks:
             return compile_stage(outlined, settings)
 
     def same_random_numbers(self, outlined: Outlined, settings: Settings) -> Outlined:
-        """Have regions that draw use eager's random numbers: others can't be compared."""
-        for graph in outlined.graphs:
-            for node in graph.graph.nodes:
-                call = node.meta.get(REGION_META)
-                module = graph.submodules.get(str(node.target))
-                if not isinstance(call, RegionCall) or not isinstance(module, torch.fx.GraphModule):
-                    continue
-                options = settings.options_of(call.mark)
-                if options.get("fallback_random") is not None or not _draws(module):
-                    continue
-                mark = replace(call.mark, options=tuple(_with_eager_numbers(call)))
-                node.meta[REGION_META] = replace(call, mark=mark)
-                self._notes[node] = (
-                    "it draws random numbers, and was compiled here with fallback_random=True to "
-                    "draw those of eager"
-                )
+        for node in with_random_numbers_of_eager(outlined, settings):
+            self._notes[node] = (
+                "it draws random numbers, and was compiled here with fallback_random=True to "
+                "draw those of eager"
+            )
         return outlined
 
     def check(self, compiled: Compiled, settings: Settings) -> Compiled:
@@ -369,6 +359,28 @@ def compare_all(
         dtype = str(tensor.dtype).removeprefix("torch.") if tensor is not None else ""
         found.append(Comparison(name, dtype, 0, bitwise=False, problem=f"given by {only}"))
     return tuple(found)
+
+
+def with_random_numbers_of_eager(outlined: Outlined, settings: Settings) -> list[Node]:
+    """Have regions that draw use eager's random numbers: others can't be compared.
+
+    Returns:
+        The calls whose options were changed.
+    """
+    changed = []
+    for graph in outlined.graphs:
+        for node in graph.graph.nodes:
+            call = node.meta.get(REGION_META)
+            module = graph.submodules.get(str(node.target))
+            if not isinstance(call, RegionCall) or not isinstance(module, torch.fx.GraphModule):
+                continue
+            options = settings.options_of(call.mark)
+            if options.get("fallback_random") is not None or not _draws(module):
+                continue
+            mark = replace(call.mark, options=tuple(_with_eager_numbers(call)))
+            node.meta[REGION_META] = replace(call, mark=mark)
+            changed.append(node)
+    return changed
 
 
 def _draws(module: torch.fx.GraphModule) -> bool:

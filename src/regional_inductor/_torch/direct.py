@@ -209,6 +209,11 @@ def share_no_storage(inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
     return True
 
 
+def storage_identity(tensor: torch.Tensor) -> int:
+    """Equal for tensors that lie in one storage, real or fake."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def _decomposed(
     module: torch.fx.GraphModule, inputs: Sequence[Any], mode: FakeTensorMode
 ) -> torch.fx.GraphModule:

@@ -32,6 +32,13 @@ def aot_backend(
     )
 
 
+def is_backend_failure(error: BaseException) -> bool:
+    """Whether an error is what Dynamo puts around whatever a backend raised."""
+    exceptions = sys.modules.get("torch._dynamo.exc")
+    kind = getattr(exceptions, "BackendCompilerFailed", None)
+    return kind is not None and isinstance(error, kind)
+
+
 def is_restart(error: BaseException) -> bool:
     """Whether an error is Dynamo's own: it asks for another capture, having learnt something."""
     exceptions = sys.modules.get("torch._dynamo.exc")

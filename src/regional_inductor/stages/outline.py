@@ -160,7 +160,7 @@ class _Outliner:
 
     def _add_region(self, region: Region, interface: _Interface) -> None:
         missing = [node for node in interface.inputs if node not in self.values]
-        reason = self.marked.eager_reason
+        reason = self.marked.eager_reason or region.eager_reason
         if missing and not reason:
             reason = self._missing_value(region, missing[0])
         arguments = [self.environment[node] for node in interface.inputs]
