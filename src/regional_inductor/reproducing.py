@@ -75,7 +75,7 @@ def main(regions: Callable[[], Sequence[Mapping[str, Any]]], script: str) -> int
     """Run all regions of a script.
 
     Args:
-        regions: Gives for each its module, storages, inputs, options, way of lowering, whether
+        regions: Gives for each its module, storages, inputs, options, numerics, way of lowering, whether
             sizes are symbolic and whether it requires gradients.
         script: The script's path, whose neighbour `.pt` may hold inputs.
 
@@ -133,7 +133,12 @@ def _both(
         return make_fx(region["region"], tracing_mode=mode)(*_copies(inputs))
 
     compiled = captured()
-    mark_nodes(compiled, lambda node: node.op == "call_function", options=region["options"])
+    mark_nodes(
+        compiled,
+        lambda node: node.op == "call_function",
+        options=region["options"],
+        numerics=region["numerics"],
+    )
     compiled = regional_inductor(
         compiled, lowering=region["lowering"], region_backend=region["region_backend"]
     )

@@ -96,6 +96,7 @@ def _source(
         "storages": _listed(_storages(values)),
         "inputs": _listed(_inputs(values)),
         "options": repr(options),
+        "numerics": repr(call.mark.numerics or settings.numerics),
         "lowering": repr(lowering),
         "region_backend": repr(settings.region_backend),
         "dynamic": repr(any(symbols_of(value) for value in values)),
