@@ -205,6 +205,10 @@ def outline_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
     Returns:
         `gm`, which computes what it did.
 
+    Raises:
+        OptionError: An unknown option.
+        ConflictError: One id with different options.
+
     Example:
         >>> import torch, regional_inductor as ri
         >>> gm = torch.fx.symbolic_trace(lambda x: x.sin())

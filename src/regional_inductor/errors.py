@@ -65,10 +65,13 @@ class OptionError(RegionError, ValueError):
     """An option that doesn't exist, or a value that can't be right.
 
     Example:
-        Wrong, and right::
-
-            ri.region("mlp", options={"max_autotun": True})
-            ri.region("mlp", options={"max_autotune": True})
+        >>> import regional_inductor as ri
+        >>> try:
+        ...     ri.compile(lambda x: x, options={"max_autotun": True})
+        ... except ri.OptionError as error:
+        ...     print(error.what)
+        unknown Inductor option 'max_autotun'
+        >>> right = ri.compile(lambda x: x, options={"max_autotune": True})
     """
 
 
@@ -76,37 +79,74 @@ class ConflictError(RegionError, ValueError):
     """One explicit id was given two different sets of options.
 
     Example:
-        Wrong, and right::
-
-            with ri.region("q", id="qk", options={"max_autotune": True}): ...
-            with ri.region("k", id="qk"): ...
-
-            with ri.region("q", id="qk", options={"max_autotune": True}): ...
-            with ri.region("k", id="qk", options={"max_autotune": True}): ...
+        >>> import torch, regional_inductor as ri
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> gm = make_fx(lambda x: x.sin().cos())(torch.ones(3))
+        >>> _ = ri.mark_nodes(gm, torch.ops.aten.sin, id="both", options={"max_autotune": True})
+        >>> _ = ri.mark_nodes(gm, torch.ops.aten.cos, id="both")
+        >>> try:
+        ...     ri.regional_inductor(gm, torch.ones(3))
+        ... except ri.ConflictError as error:
+        ...     print(error.hint)
+        give both places the same options, or each an id of its own
     """
 
 
 class RegionCompileError(RegionError):
-    """Inductor could not compile a region; its own exception is the ``__cause__``."""
+    """Inductor could not compile a region; its own exception is the ``__cause__``.
+
+    Raised where ``on_error="raise"``, the default of the drop-in pass; with ``"eager"`` the region
+    stays eager, and the report has the reason.
+
+    Example:
+        >>> import regional_inductor as ri
+        >>> def failed_regions(step, *args):
+        ...     try:
+        ...         step(*args)  # compiled with on_error="raise"
+        ...     except ri.RegionCompileError as error:
+        ...         return error.region, error.source, error.__cause__
+        >>> failed_regions(print, "no region failed")
+        no region failed
+    """
 
 
 class MissingValueError(RegionError):
-    """A node of a region carries no fake value, so nothing is known about its shape or dtype."""
+    """A node of a region carries no fake value, so nothing is known about its shape or dtype.
+
+    Example:
+        >>> import torch, regional_inductor as ri
+        >>> gm = torch.fx.symbolic_trace(lambda x: x.sin())
+        >>> _ = ri.mark_nodes(gm, "sin")
+        >>> try:
+        ...     ri.regional_inductor(gm)
+        ... except ri.MissingValueError:
+        ...     gm = ri.regional_inductor(gm, torch.ones(3), region_backend="eager")
+        >>> gm(torch.zeros(3))
+        tensor([0., 0., 0.])
+    """
 
 
 class MarkError(RegionError, ValueError):
     """A mark that can't be placed: a pattern without a match, an id that can't be hashed, and the like.
 
     Example:
-        Wrong on a model whose blocks are ``layers.0``, ``layers.1``, and right::
-
-            ri.mark(model, "layer.*.mlp")
-            ri.mark(model, "layers.*.mlp")
+        >>> import torch, regional_inductor as ri
+        >>> model = torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(4)})
+        >>> try:
+        ...     ri.mark(model, "nrom")
+        ... except ri.MarkError as error:
+        ...     print(error.hint)
+        did you mean 'norm'?
     """
 
 
 class RegionWarning(UserWarning):
-    """Something that was asked for has no effect, or not the effect that it seems to have."""
+    """Something that was asked for has no effect, or not the effect that it seems to have.
+
+    Example:
+        >>> import warnings, regional_inductor as ri
+        >>> warnings.simplefilter("error", ri.RegionWarning)  # what has no effect raises from here on
+    """
 
 
 def compose(what: str, *, region: str = "", source: str = "", hint: str = "") -> str:

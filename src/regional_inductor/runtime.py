@@ -27,6 +27,8 @@ def named_function(compiled: Callable[..., Any], call: RegionCall) -> RegionFunc
 
     def region(*args: Any) -> Any:
         try:
+            if profiler._is_profiler_enabled:
+                return run_under_name(call.name, compiled, *args)
             return compiled(*args)
         except Exception as error:
             name_region(error, call)
@@ -47,15 +49,16 @@ def boxed_function(compiled: Callable[[list[Any]], Any], call: RegionCall) -> Re
     first = True
     name = call.name
 
-    def region(args: list[Any]) -> Any:
+    def first_or_profiled(args: list[Any]) -> Any:
         nonlocal first
+        run = compiled if first else innermost
+        first = False
+        return run_under_name(name, run, args)
+
+    def region(args: list[Any]) -> Any:
         try:  # costs nothing until something is raised
-            if first:
-                first = False
-                return compiled(args)
-            if profiler._is_profiler_enabled:
-                with torch.profiler.record_function(name):
-                    return innermost(args)
+            if first or profiler._is_profiler_enabled:
+                return first_or_profiled(args)
             return innermost(args)
         except Exception as error:
             name_region(error, call)
@@ -66,6 +69,14 @@ def boxed_function(compiled: Callable[[list[Any]], Any], call: RegionCall) -> Re
     region.__module__ = "regional_inductor"
     region.__wrapped__ = compiled  # type: ignore[attr-defined]
     return region
+
+
+def run_under_name(name: str, run: Callable[..., Any], *args: Any) -> Any:
+    """Call something, as a range of that name if a profiler is on."""
+    if not profiler._is_profiler_enabled:
+        return run(*args)
+    with torch.profiler.record_function(name):
+        return run(*args)
 
 
 def name_region(error: Exception, call: RegionCall) -> None:
@@ -143,7 +154,7 @@ def guarded_function(
             if grad and value.requires_grad:
                 return eager(*args)
         try:
-            result = compiled(*args)
+            result = run_under_name(call.name, compiled, *args)
         except Exception as error:
             name_region(error, call)
             raise
@@ -174,7 +185,8 @@ def _checking_code(
     The expression is generated: a loop over arguments cost more than the kernel of a small region.
     """
     arguments = [f"a{index}" for index in range(len(kinds))]
-    checks = ["ready"]
+    checks = ["ready", "not profiler._is_profiler_enabled"]
+    names["profiler"] = profiler
     if is_bare:
         # AOTAutograd's wrapper, which the bare call leaves out, switches autocast off.
         checks.append("not autocast_is_on()")
