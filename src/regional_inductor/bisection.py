@@ -47,6 +47,14 @@ class Bisection:
         script: The script that compiles the culprits by themselves, or None.
         reproduced: Whether the script fails too; None if it wasn't run.
         notes: What else to know.
+
+    Example:
+        >>> import torch, regional_inductor as ri
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+        >>> _ = ri.mark(model, "1", name="norm")
+        >>> found = ri.bisect(model, torch.ones(2, 4), region_backend="eager", show=False)
+        >>> found.ok, found.culprits
+        (True, ())
     """
 
     culprits: tuple[Culprit, ...] = ()
