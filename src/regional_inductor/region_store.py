@@ -9,17 +9,21 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from . import ranks
 from ._torch import bundle, inductor, machine, portable
 from .cache import memory
 from .disk import FOLDER, SIZE, SWITCH, Disk
 from .entry import SCHEMA, Entry
+from .errors import warn
 from .region_backends import is_boxed
 from .region_requests import RegionRequest
 from .regions import CompiledRegion, Settings
+from .remote import URL, Remote
 from .trust import KEY, KEY_FILE
 
 WAIT = 1800.0
@@ -29,77 +33,212 @@ log = logging.getLogger("regional_inductor")
 
 Compile = Callable[[Sequence[RegionRequest]], dict[str, CompiledRegion]]
 
-_disks: dict[tuple[str | None, ...], Disk | None] = {}
+_opened: dict[tuple[str | None, ...], tuple[Disk | None, Remote | None]] = {}
+_VARIABLES = (FOLDER, SWITCH, SIZE, KEY, KEY_FILE, URL, "XDG_CACHE_HOME", "HOME")
 
 
 def disk() -> Disk | None:
-    """The store that the environment asks for now, or None where it is switched off."""
+    """The store on disk that the environment asks for now, or None where it is switched off."""
+    return _stores()[0]
+
+
+def remote() -> Remote | None:
+    """The store on a server that the environment asks for now, or None."""
+    return _stores()[1]
+
+
+def _stores() -> tuple[Disk | None, Remote | None]:
     asked = tuple(os.environ.get(name) for name in _VARIABLES)
-    if asked not in _disks:
-        _disks[asked] = Disk.from_environment()
-    return _disks[asked]
-
-
-_VARIABLES = (FOLDER, SWITCH, SIZE, KEY, KEY_FILE, "XDG_CACHE_HOME", "HOME")
+    if asked not in _opened:
+        _opened[asked] = Disk.from_environment(), Remote.from_environment()
+    return _opened[asked]
 
 
 def loaded_or_compiled(
     requests: Sequence[RegionRequest], settings: Settings, compile_batch: Compile
 ) -> dict[str, CompiledRegion]:
-    """What memory lacks: from disk, or compiled and published, with other processes in mind.
-
-    Regions that another process is compiling come last: this one compiles the others first and looks
-    for them then. It never waits while it holds a lock, so no two processes wait for each other.
+    """What memory lacks: from disk, other ranks or a server, or compiled and published.
 
     Args:
         requests: One for each distinct key.
         settings: Says whether Inductor compiles regions; nothing else is stored.
         compile_batch: Compiles distinct regions.
     """
-    store = disk() if settings.region_backend == "inductor" else None
-    if store is None:
+    if settings.region_backend != "inductor":
+        return compile_batch(requests)
+    local, server = _stores()
+    job = ranks.job(local.folder if local is not None and local.seal is None else None)
+    if local is None and server is None and job is None:
         return compile_batch(requests)
     forbidden = _forbidden()
     if forbidden:
         log.info("compiled regions are not stored: %s", forbidden)
         return compile_batch(requests)
     keys = {r.key: stored_key(r) for r in requests if _is_stored(r)}
-    found = {r.key: region for r in requests if (region := _loaded(r, keys, store))}
+    supply = _Supply(keys, compile_batch, local, server)
+    found = supply.from_disk(requests)
     missing = [r for r in requests if r.key not in found]
-    ours: list[RegionRequest] = []
-    theirs: list[RegionRequest] = []
-    with contextlib.ExitStack() as locks:
-        for request in missing:
-            key = keys.get(request.key)
-            mine = key is None or locks.enter_context(store.lock(key, timeout=0))
-            (ours if mine else theirs).append(request)
-        found |= _compiled(ours, keys, store, compile_batch)
-    for request in theirs:
-        with store.lock(keys[request.key], timeout=WAIT):
-            found |= _compiled([request], keys, store, compile_batch)
-    return found
+    if job is None or not missing:
+        return found | supply.made_here(missing)
+    return found | supply.shared_by(job, missing)
 
 
-def _compiled(
-    requests: Sequence[RegionRequest], keys: Mapping[str, str], store: Disk, compile_batch: Compile
-) -> dict[str, CompiledRegion]:
-    """Under the locks of what is stored: looked for once more, then compiled and published."""
-    found = {r.key: region for r in requests if (region := _loaded(r, keys, store))}
-    missing = [r for r in requests if r.key not in found]
-    if not missing:
+@dataclass
+class _Supply:
+    """The places that one batch of requests may be served from.
+
+    Attributes:
+        keys: What regions are stored under, by region key; those that aren't stored are missing.
+        compile_batch: Compiles distinct regions.
+        disk: The store on disk, if any.
+        server: The store on a server, if any.
+        entries: Those made or loaded so far, by the key that they are stored under.
+    """
+
+    keys: Mapping[str, str]
+    compile_batch: Compile
+    disk: Disk | None
+    server: Remote | None
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def from_disk(self, requests: Sequence[RegionRequest]) -> dict[str, CompiledRegion]:
+        """What the store on disk has."""
+        return self._found(requests, self.disk, "disk")
+
+    def made_here(self, requests: Sequence[RegionRequest]) -> dict[str, CompiledRegion]:
+        """From a server, or compiled, with other processes of this machine in mind.
+
+        Regions that another process is compiling come last: this one compiles the others first and looks
+        for them then. It never waits while it holds a lock, so no two processes wait for each other.
+        """
+        if self.disk is None:
+            return self._compiled(requests)
+        ours: list[RegionRequest] = []
+        theirs: list[RegionRequest] = []
+        with contextlib.ExitStack() as locks:
+            for request in requests:
+                key = self.keys.get(request.key)
+                mine = key is None or locks.enter_context(self.disk.lock(key, timeout=0))
+                (ours if mine else theirs).append(request)
+            found = self._compiled(ours)
+        for request in theirs:
+            with self.disk.lock(self.keys[request.key], timeout=WAIT):
+                found |= self._compiled([request])
         return found
-    started = time.perf_counter()
-    try:
-        compiled = compile_batch(missing)
-    except BaseException:
-        # One region failed, or Dynamo captures again: what was compiled before needn't be again.
+
+    def shared_by(
+        self, job: ranks.Job, requests: Sequence[RegionRequest]
+    ) -> dict[str, CompiledRegion]:
+        """Each made by one rank and fetched by the others; what can't be stored each makes itself."""
+        asking = {self.keys[r.key]: r for r in requests if r.key in self.keys}
+        found: dict[str, CompiledRegion] = {}
+
+        def produce(keys: Sequence[str]) -> dict[str, bytes | None]:
+            found.update(self.made_here([asking[key] for key in keys]))
+            made = [self.entries[key] for key in keys if key in self.entries]
+            return {entry.key: entry.to_bytes() for entry in made}
+
+        def accept(key: str, body: bytes) -> bool:
+            started = time.perf_counter()
+            try:
+                entry = Entry.from_bytes(body, key)
+                region = self._loaded(asking[key], entry, "fetched", started)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, compiling helps
+                warn(f"a region that another rank compiled can't be loaded: {error!r}")
+                return False
+            found[region.key] = region
+            self._put_on_disk(entry)
+            return True
+
+        job.share(list(asking), produce, accept)
+        return found | self.made_here([r for r in requests if r.key not in found])
+
+    def _compiled(self, requests: Sequence[RegionRequest]) -> dict[str, CompiledRegion]:
+        """Under the locks of what is stored: looked for once more, then compiled and published."""
+        found = self.from_disk(requests)
+        fetched = self._found([r for r in requests if r.key not in found], self.server, "fetched")
+        for key in fetched:
+            self._put_on_disk(self.entries[self.keys[key]])
+        found |= fetched
+        missing = [r for r in requests if r.key not in found]
+        if not missing:
+            return found
+        started = time.perf_counter()
+        try:
+            compiled = self.compile_batch(missing)
+        except BaseException:
+            # One region failed, or Dynamo captures again: what was compiled before needn't be again.
+            for request in missing:
+                seconds = time.perf_counter() - started
+                self._publish(request, memory.get(request.key), seconds)
+            raise
         for request in missing:
-            _publish(request, keys, memory.get(request.key), time.perf_counter() - started, store)
-        raise
-    for request in missing:
-        region = compiled[request.key]
-        _publish(request, keys, region.call, region.seconds, store)
-    return {**found, **compiled}
+            region = compiled[request.key]
+            self._publish(request, region.call, region.seconds)
+        return found | compiled
+
+    def _found(
+        self,
+        requests: Sequence[RegionRequest],
+        store: Disk | Remote | None,
+        status: Literal["disk", "fetched"],
+    ) -> dict[str, CompiledRegion]:
+        """What a store has; an entry that can't be loaded is reported and counts as missing."""
+        found = {}
+        for request in requests:
+            key = self.keys.get(request.key)
+            if store is None or key is None:
+                continue
+            started = time.perf_counter()
+            entry = store.get(key)
+            if entry is None:
+                continue
+            try:
+                found[request.key] = self._loaded(request, entry, status, started)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, compiling helps
+                store.reject(key, f"{type(error).__name__}: {error}")
+        return found
+
+    def _loaded(
+        self,
+        request: RegionRequest,
+        entry: Entry,
+        status: Literal["disk", "fetched"],
+        started: float,
+    ) -> CompiledRegion:
+        call = bundle.load(entry.parts, entry.key[:12])
+        memory.put(request.key, call)
+        self.entries[entry.key] = entry
+        return CompiledRegion(
+            request.key,
+            call,
+            status,
+            seconds=time.perf_counter() - started,
+            options=request.options,
+            boxed=is_boxed(call),
+            started=started,
+        )
+
+    def _publish(
+        self, request: RegionRequest, call: Callable[..., Any] | None, seconds: float
+    ) -> None:
+        key = self.keys.get(request.key)
+        if key is None or call is None:
+            return
+        try:
+            parts = bundle.dump(call)
+        except bundle.NotBundledError as error:
+            log.info("region %s is not stored: %s", request.call.name, error)
+            return
+        entry = Entry(key, _about(request, seconds), parts)
+        self.entries[key] = entry
+        self._put_on_disk(entry)
+        if self.server is not None:
+            self.server.put(entry)
+
+    def _put_on_disk(self, entry: Entry) -> None:
+        if self.disk is not None:
+            self.disk.put(entry)
 
 
 def stored_key(request: RegionRequest) -> str:
@@ -141,49 +280,6 @@ def _is_stored(request: RegionRequest) -> bool:
     if reason:
         log.info("region %s is not stored: %s", request.call.name, reason)
     return not reason
-
-
-def _loaded(request: RegionRequest, keys: Mapping[str, str], store: Disk) -> CompiledRegion | None:
-    key = keys.get(request.key)
-    if key is None:
-        return None
-    started = time.perf_counter()
-    entry = store.get(key)
-    if entry is None:
-        return None
-    try:
-        call = bundle.load(entry.parts, key[:12])
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with an entry, compiling it anew helps
-        store.reject(key, f"{type(error).__name__}: {error}")
-        return None
-    memory.put(request.key, call)
-    return CompiledRegion(
-        request.key,
-        call,
-        "disk",
-        seconds=time.perf_counter() - started,
-        options=request.options,
-        boxed=is_boxed(call),
-        started=started,
-    )
-
-
-def _publish(
-    request: RegionRequest,
-    keys: Mapping[str, str],
-    call: Callable[..., Any] | None,
-    seconds: float,
-    store: Disk,
-) -> None:
-    key = keys.get(request.key)
-    if key is None or call is None:
-        return
-    try:
-        parts = bundle.dump(call)
-    except bundle.NotBundledError as error:
-        log.info("region %s is not stored: %s", request.call.name, error)
-        return
-    store.put(Entry(key, _about(request, seconds), parts))
 
 
 def _about(request: RegionRequest, seconds: float) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class CompiledRegion:
 
     key: str
     call: Callable[..., Any] | None
-    status: Literal["compiled", "shared", "memory", "disk", "eager", "planned"]
+    status: Literal["compiled", "shared", "memory", "disk", "fetched", "eager", "planned"]
     reason: str = ""
     seconds: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)

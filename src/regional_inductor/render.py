@@ -9,7 +9,12 @@ from .regions import Finding
 from .rendering import as_text, short_source, table
 from .report import GraphReport, RegionReport, Report
 
-_STATUS = {"planned": "to compile", "memory": "from memory", "disk": "from disk"}
+_STATUS = {
+    "planned": "to compile",
+    "memory": "from memory",
+    "disk": "from disk",
+    "fetched": "fetched",
+}
 
 
 def render(report: Report) -> str:

@@ -15,7 +15,7 @@ from .regions import Finding
 if TYPE_CHECKING:
     from .report_diff import ReportDiff
 
-Status = Literal["compiled", "shared", "memory", "disk", "eager", "planned"]
+Status = Literal["compiled", "shared", "memory", "disk", "fetched", "eager", "planned"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class RegionReport:
         key: The region key; ``""`` for a region left eager before a key was made.
         shared_by: How many places of this report run the same compiled region.
         status: ``"compiled"``, ``"shared"`` (with another place of this compile), ``"memory"``
-            (compiled earlier in this process), ``"disk"`` (by another process), ``"eager"``, or
+            (compiled earlier in this process), ``"disk"`` (by another process of this machine),
+            ``"fetched"`` (by another rank, or another machine of the fleet), ``"eager"``, or
             ``"planned"`` (a dry run: this is what would be compiled).
         reason: Why it is eager, or ``""``.
         seconds: Compile time; zero unless ``status`` is ``"compiled"``.

@@ -21,6 +21,7 @@ __all__ = [
     "KEY_FILE",
     "Seal",
     "UntrustedError",
+    "own_seal",
     "private_folder",
     "read_private",
     "read_regular",
@@ -97,11 +98,41 @@ class Seal:
             )
         return body
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells keys apart without giving them away."""
+        return self._digest("fingerprint", b"").hex()[:32]
+
     def _digest(self, name: str, body: bytes) -> bytes:
         # The name's length keeps ("ab", "c") and ("a", "bc") apart.
         encoded = name.encode()
         head = _MAGIC + len(encoded).to_bytes(8, "big") + encoded
         return hmac.new(self._key, head + body, hashlib.sha256).digest()
+
+
+def own_seal(folder: Path) -> Seal:
+    """The seal whose key a private folder of this user's holds; one is drawn where there is none.
+
+    Raises:
+        UntrustedError: Others can read or write the folder or the key.
+        OSError: It can't be read, or written where there is none.
+    """
+    path = private_folder(folder) / "secret"
+    try:
+        return Seal(read_private(path))
+    except FileNotFoundError:
+        drawn = folder / f"secret.{os.getpid()}.{os.urandom(4).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(drawn, "wb", opener=lambda name, _: os.open(name, flags, 0o600)) as file:
+        file.write(os.urandom(SHORTEST_KEY))
+    # A link, unlike a rename, leaves what another process of this user was quicker to put there.
+    try:
+        os.link(drawn, path)
+    except FileExistsError:
+        pass
+    finally:
+        drawn.unlink()
+    return Seal(read_private(path))
 
 
 def private_folder(path: Path) -> Path:

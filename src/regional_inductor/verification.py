@@ -23,7 +23,7 @@ class RegionVerification:
         source: ``file:line`` of the user's code, or ``""``.
         module_path: Qualified name of the innermost module that holds it, or ``""``.
         key: The region key; equal keys are one compiled region.
-        status: As in a `Report`: ``"compiled"``, ``"shared"``, ``"memory"``, ``"disk"``, ``"eager"``.
+        status: As in a `Report`: ``"compiled"``, ``"shared"``, ``"memory"``, ``"disk"``, ``"fetched"``, ``"eager"``.
         reason: Why it is eager, or ``""``.
         calls: How often it ran.
         outputs: Its outputs and what it wrote to, each the worst of all calls.
