@@ -376,3 +376,114 @@ def test_a_kernel_that_is_called_before_its_batch_is_built_is_built_then(cache):
         region.finish()
     assert torch.equal(result, torch.ones(3).atan())
     assert torch.equal(compiled(torch.zeros(3)), torch.zeros(3))
+
+
+# --- worker processes -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workers_allowed():
+    """Inductor waits for workers only where it may have some."""
+    import torch._inductor.config as config
+
+    with config.patch(compile_threads=2):
+        yield
+
+
+class Graph:
+    """What Inductor's cache of graphs saves, as far as bundles go."""
+
+    bundle = None
+
+    def set_triton_bundle(self, bundle):
+        self.bundle = bundle
+
+
+def test_regions_wait_for_workers_only_when_all_have_been_lowered(workers_allowed):
+    from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.codecache import LambdaFuture
+
+    events, scopes = [], []
+    with kernel_batches.kernel_batch() as batch:
+        regions = []
+        for name in ("first", "second"):
+            with batch.region() as region:
+                events.append(f"lower {name}")
+                future = LambdaFuture(lambda name=name: events.append(f"compile {name}") or name)
+                scopes.append({"kernel": future, "other": 1})
+                AsyncCompile().wait(scopes[-1])
+            assert region.waits
+            assert region.has_workers
+            regions.append(region)
+        for region in regions:
+            region.finish()
+    assert events == ["lower first", "lower second", "compile first", "compile second"]
+    assert scopes == [{"kernel": "first", "other": 1}, {"kernel": "second", "other": 1}]
+
+
+def test_a_graph_is_saved_with_the_kernels_that_arrive_later(workers_allowed, monkeypatch):
+    from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.codecache import FxGraphCache, LambdaFuture
+    from torch._inductor.triton_bundler import TritonBundler
+
+    saved = []
+    monkeypatch.setattr(FxGraphCache, "_save_graph", staticmethod(lambda *a: saved.append(a)))
+    monkeypatch.setattr(TritonBundler, "collect", lambda: (f"bundle of {kernels}", None))
+    kernels, graph = [], Graph()
+    with kernel_batches.kernel_batch() as batch:
+        with batch.region() as region:
+            AsyncCompile().wait({"kernel": LambdaFuture(lambda: kernels.append("kernel"))})
+            FxGraphCache._save_graph("key", graph, [], True, None)
+            graph.prepared = True
+        assert saved == []
+        region.finish()
+    (arguments,) = saved
+    assert (arguments[0], *arguments[2:]) == ("key", [], True, None)
+    assert arguments[1].bundle == graph.bundle == "bundle of ['kernel']"
+    assert not hasattr(arguments[1], "prepared")
+    with kernel_batches.kernel_batch() as batch, batch.region():
+        FxGraphCache._save_graph("key", graph, [], True, None)
+    assert len(saved) == 2  # where nothing waits, it is saved at once
+
+
+def test_what_another_cache_bundles_at_once_is_waited_for_at_once(workers_allowed):
+    import torch._functorch.config as functorch_config
+    from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.codecache import LambdaFuture
+
+    with (
+        functorch_config.patch(bundled_autograd_cache=True),
+        kernel_batches.kernel_batch() as batch,
+        batch.region() as region,
+    ):
+        scope = {"kernel": LambdaFuture(lambda: "compiled")}
+        AsyncCompile().wait(scope)
+    assert scope == {"kernel": "compiled"}
+    assert not region.waits
+
+
+def test_two_regions_with_one_triton_kernel_have_a_future_each(workers_allowed, monkeypatch):
+    from torch._inductor.async_compile import AsyncCompile, CompiledTritonKernels
+    from torch._inductor.codecache import LambdaFuture
+
+    future = LambdaFuture(lambda: "compiled")
+    monkeypatch.setattr(CompiledTritonKernels, "_cache", {"ours": future, "another's": 1})
+    with kernel_batches.kernel_batch() as batch, batch.region():
+        AsyncCompile().wait({"kernel": future})
+    assert CompiledTritonKernels._cache == {"another's": 1}
+
+
+@pytest.mark.inductor
+def test_a_region_whose_worker_died_is_compiled_again_alone(cache, monkeypatch):
+    asked = []
+
+    def finish(self):
+        asked.append(self)
+        self.has_workers = True
+        raise RuntimeError("A compilation subprocess exited unexpectedly")
+
+    monkeypatch.setattr(kernel_batches.RegionKernels, "finish", finish)
+    result, _ = run()
+    assert len(asked) == len(OPS)
+    assert {region.status for region in ri.last_report().regions} == {"compiled"}
+    torch.testing.assert_close(result, distinct_regions(example()))

@@ -6,6 +6,10 @@ When the batch has been lowered, those with one command line become one translat
 published under the name of each kernel's own library in Inductor's cache (hard links), where Inductor
 then finds it, in this process or a later one; each name can be loaded or removed alone.
 
+Triton's kernels are compiled by Inductor's worker processes, each region's while the next ones are
+lowered: only the wait for them is put off, and with it Inductor's entry in its cache of graphs, which
+bundles them.
+
 Nothing else of Inductor's way changes: it computes the keys, takes the locks, loads the libraries, and
 compiles a kernel alone whose library isn't there. That is also what happens when a unit fails, so that
 only the kernel at fault fails.
@@ -13,12 +17,13 @@ only the kernel at fault fails.
 Checked on torch 2.11 and 2.13: `AsyncCompile.cpp_pybinding` and `wait`,
 `CppPythonBindingsCodeCache.load_pybinding_async(submit_fn=...)`, `codecache._worker_compile_cpp` and
 `write`, `CppBuilder.get_command_line` and `get_target_file_path`, `cpp_builder.run_compile_cmd`,
-`PyCodeCache.modules_no_attr`.
+`PyCodeCache.modules_no_attr`, `CompiledTritonKernels._cache`, `TritonBundler`, `FxGraphCache._save_graph`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 import logging
@@ -27,13 +32,14 @@ import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._guards import TracingContext, tracing
 
 from .link_stubs import with_stubs
 from .translation_units import not_beside_others, unit_source
@@ -88,15 +94,18 @@ class KernelBatch:
         self._running: list[Future[None]] = []
 
     @contextlib.contextmanager
-    def region(self) -> Iterator[RegionKernels]:
+    def region(self, options: Mapping[str, Any] | None = None) -> Iterator[RegionKernels]:
         """While this is entered, what Inductor asks for is collected and what it waits for put off.
 
         To be entered only where `is_possible` says so.
 
+        Args:
+            options: The region's options: Inductor's config while it is finished.
+
         Yields:
             The region; its `finish` must be called before the region's code is used.
         """
-        region = RegionKernels(self)
+        region = RegionKernels(self, options or {})
         before = getattr(_thread, "region", None)
         _thread.region = region if self._open and before is None else None
         try:
@@ -134,10 +143,14 @@ class KernelBatch:
 class RegionKernels:
     """One region of a batch: the modules of generated code that wait for their kernels."""
 
-    def __init__(self, batch: KernelBatch) -> None:
+    def __init__(self, batch: KernelBatch, options: Mapping[str, Any]) -> None:
         self._batch = batch
+        self._options = dict(options)
         self._scopes: list[tuple[Any, dict[str, Any]]] = []
         self._modules: dict[str, Any] = {}
+        self._unsaved: list[tuple[Any, ...]] = []
+        self.has_workers = False
+        """Whether worker processes compile something for it; all work is lost when one of them dies."""
 
     @property
     def waits(self) -> bool:
@@ -148,22 +161,33 @@ class RegionKernels:
         """Put the kernels into the region's code.
 
         Raises:
-            Exception: What Inductor says of a kernel that doesn't compile; this region's, not another's.
+            Exception: What Inductor says of a kernel that doesn't compile; this region's, not
+                another's, unless `has_workers`.
         """
         if not self._scopes:
             return
+        import torch._inductor.config as inductor_config
         from torch._inductor.codecache import PyCodeCache
 
         self._batch.build()
-        for compiler, scope in self._scopes:
-            for name, kernel in _kernels_in(scope).items():
-                scope[name] = kernel.result()
-            compiler.wait(scope)
+        with inductor_config.patch(self._options), _bundled(self._unsaved):
+            for compiler, scope in self._scopes:
+                for name, kernel in _kernels_in(scope).items():
+                    scope[name] = kernel.result()
+                compiler.wait(scope)
         for path, module in self._modules.items():
             PyCodeCache.modules_no_attr.setdefault(path, module)
 
     def _put_off(self, compiler: Any, scope: dict[str, Any]) -> None:
         self._scopes.append((compiler, scope))
+        if _others_in(scope):
+            self.has_workers = True
+            _leave_to_this_region(scope)
+
+    def _save_later(self, save: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        key, graph, *rest = arguments
+        # What comes next prepares the graph for calls in this process.
+        self._unsaved.append((save, key, copy.copy(graph), graph, rest, TracingContext.try_get()))
 
     def _lowered(self) -> None:
         """Take code that isn't finished out of Inductor's memory: should it stay so, nobody may get it."""
@@ -173,6 +197,37 @@ class RegionKernels:
         for path, module in list(PyCodeCache.modules_no_attr.items()) if scopes else ():
             if id(vars(module)) in scopes:
                 self._modules[path] = PyCodeCache.modules_no_attr.pop(path)
+
+
+def _leave_to_this_region(scope: dict[str, Any]) -> None:
+    """Let no other region have the same futures: the result of each may be asked for once."""
+    from torch._inductor.async_compile import CompiledTritonKernels
+
+    ours = {id(value) for value in scope.values()}
+    for source, future in list(CompiledTritonKernels._cache.items()):
+        if id(future) in ours:
+            del CompiledTritonKernels._cache[source]
+
+
+@contextlib.contextmanager
+def _bundled(unsaved: Sequence[tuple[Any, ...]]) -> Iterator[None]:
+    """Bundle the Triton kernels that arrive inside into the graphs, then save these as Inductor would have."""
+    if not unsaved:
+        yield
+        return
+    from torch._inductor.triton_bundler import TritonBundler
+
+    TritonBundler.begin_compile()
+    try:
+        yield
+        bundle, _ = TritonBundler.collect()
+    finally:
+        TritonBundler.end_compile()
+    for save, key, saved, graph, rest, context in unsaved:
+        for each in (saved, graph):
+            each.set_triton_bundle(bundle)
+        with tracing(context):
+            save(key, saved, *rest)
 
 
 @contextlib.contextmanager
@@ -195,6 +250,7 @@ def is_possible() -> bool:
         return False
     from torch._inductor import codecache, cpp_builder
     from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.triton_bundler import TritonBundler
 
     cache = codecache.CppPythonBindingsCodeCache
     return all(
@@ -210,6 +266,9 @@ def is_possible() -> bool:
             cpp_builder.CppBuilder.build,
             cpp_builder.CppBuilder.get_command_line,
             cpp_builder.run_compile_cmd,
+            codecache.FxGraphCache._save_graph,
+            TritonBundler.begin_compile,
+            TritonBundler.collect,
         )
     )
 
@@ -225,12 +284,13 @@ def _is_torchs(function: Any) -> bool:
 def _intercepted() -> Iterator[None]:
     """Requests of this thread go to its region; those of other threads take their usual way."""
     from torch._inductor.async_compile import AsyncCompile
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
+    from torch._inductor.codecache import CppPythonBindingsCodeCache, FxGraphCache
 
     if getattr(_thread, "region", None) is None:
         yield
         return
     usual, usual_wait = AsyncCompile.cpp_pybinding, AsyncCompile.wait
+    usual_save = FxGraphCache._save_graph
 
     def cpp_pybinding(self: Any, argtypes: list[str], source_code: str) -> Any:
         region: RegionKernels | None = getattr(_thread, "region", None)
@@ -248,18 +308,39 @@ def _intercepted() -> Iterator[None]:
     def wait(self: Any, scope: dict[str, Any]) -> None:
         region: RegionKernels | None = getattr(_thread, "region", None)
         kernels = _kernels_in(scope)
-        if region is not None and kernels and not _others_in(scope):
+        waits = bool(kernels) or _others_in(scope)
+        if region is not None and waits and (not _others_in(scope) or _may_save_later()):
             region._put_off(self, scope)
             return
         for name, kernel in kernels.items():
             scope[name] = kernel.result()
         usual_wait(self, scope)
 
+    def save_graph(*arguments: Any) -> None:
+        region: RegionKernels | None = getattr(_thread, "region", None)
+        if region is not None and region.has_workers:
+            region._save_later(usual_save, arguments)
+        else:
+            usual_save(*arguments)
+
     AsyncCompile.cpp_pybinding, AsyncCompile.wait = cpp_pybinding, wait  # type: ignore[method-assign]
+    FxGraphCache._save_graph = staticmethod(save_graph)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         AsyncCompile.cpp_pybinding, AsyncCompile.wait = usual, usual_wait  # type: ignore[method-assign]
+        FxGraphCache._save_graph = staticmethod(usual_save)  # type: ignore[method-assign]
+
+
+def _may_save_later() -> bool:
+    """Whether what bundles Triton's kernels is `FxGraphCache`, and not a cache around it.
+
+    `standalone_compile` has AOTAutograd's bundle everything as soon as the code is there.
+    """
+    import torch._functorch.config as functorch_config
+    import torch._inductor.config as inductor_config
+
+    return not (functorch_config.bundled_autograd_cache or inductor_config.cpp_wrapper)
 
 
 class _Request:

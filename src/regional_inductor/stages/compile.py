@@ -131,7 +131,7 @@ def _compile_batch(
         started = time.perf_counter()
         waiting = [one for one in lowered if one.kernels is not None and one.kernels.waits]
         if waiting:
-            with progress.in_hand(f"C++ compiler, {len(waiting)} regions", regions=0):
+            with progress.in_hand(f"compilers, {len(waiting)} regions", regions=0):
                 batch.build()
         share = (time.perf_counter() - started) / max(len(waiting), 1)
         return {one.request.key: _finish(one, settings, share) for one in lowered}
@@ -150,12 +150,17 @@ class _Lowered:
     steps: dict[str, float] = field(default_factory=dict)
 
 
-def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch) -> _Lowered:
-    """Compile a region, but for the kernels that its batch compiles."""
+def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch | None) -> _Lowered:
+    """Compile a region, but for the kernels that its batch compiles; all of it where there is none."""
     call = request.call
     unrecorded = cudagraphs.no_recording_within if request.recorded else contextlib.nullcontext
     lowered = _Lowered(request, time.perf_counter())
-    together = may_share_a_compiler_run(call, settings)
+    if batch is None or not may_share_a_compiler_run(call, settings):
+        own_kernels: contextlib.AbstractContextManager[RegionKernels | None] = (
+            contextlib.nullcontext()
+        )
+    else:
+        own_kernels = batch.region(request.options)
     with contextlib.ExitStack() as stack:
         stack.enter_context(progress.in_hand(call.name))
         stack.enter_context(trace.region(f"{call.submodule}_{call.direction}", request.module))
@@ -164,7 +169,7 @@ def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch) -> _L
                 unrecorded(),
                 time_limit(call.mark.compile_timeout),
                 generated.timed_steps() as steps,
-                batch.region() if together else contextlib.nullcontext() as kernels,
+                own_kernels as kernels,
             ):
                 lowered.compiled = _BACKENDS[settings.region_backend](
                     request.module, request.options, call, settings
@@ -190,6 +195,10 @@ def _finish(lowered: _Lowered, settings: Settings, share: float) -> CompiledRegi
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - whatever else a compiler raises is this region's failure
+            if kernels.has_workers:
+                # A worker process that dies takes the work of other regions with it.
+                workers.renew_broken_pools()
+                return _finish(_lower(request, settings, None), settings, 0.0)
             lowered.failure = error
         spent = share + time.perf_counter() - started
         lowered.seconds += spent
