@@ -218,6 +218,19 @@ def test_the_table_shows_what_matches_all_words_of_the_filter(opened):
     assert becomes("1 of 12 regions", lambda: page.find_element("id", "shown").text)
 
 
+def test_columns_without_content_are_not_shown(opened):
+    page = opened(report_of(3, 9))
+    shown = [th.text for th in page.find_elements("css selector", "#regions th")]
+    assert [name for name in ("kernels", "flops", "options") if name in shown] == []
+    assert "seconds" in shown
+
+
+def test_the_table_of_a_usual_report_fits_a_usual_screen(opened):
+    page = opened(report_of(12, 9))
+    frame = "const f = document.querySelector('.wide'); return f.scrollWidth - f.clientWidth"
+    assert page.execute_script(frame) <= 0
+
+
 def test_a_region_opens_to_its_operators_and_closes_again(opened):
     page = opened(report_of(2, 9))
     button = "#boxes li:nth-child(2) > button"

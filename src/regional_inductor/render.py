@@ -67,12 +67,19 @@ def _graph_lines(number: int, graphs: Sequence[GraphReport]) -> Iterator[str]:
             f"{name}: {_count(graph.nodes, 'node')}, {graph.marked} marked, "
             f"{_count(len(graph.regions), 'region')}, {graph.eager} run eagerly"
         )
-        if graph.recomputed and graph.saved_bytes is not None:
-            yield (
-                f"  keeps {amount(graph.saved_bytes)}B for backward, not "
-                f"{amount(graph.saved_bytes_otherwise or 0)}B: regions compute {graph.recomputed} "
-                "nodes again there"
-            )
+        if kept := kept_for_backward(graph):
+            yield f"  {kept}"
+
+
+def kept_for_backward(graph: GraphReport) -> str:
+    """What computing again saves, or ``""``."""
+    if not graph.recomputed or graph.saved_bytes is None:
+        return ""
+    return (
+        f"keeps {amount(graph.saved_bytes)}B for backward, not "
+        f"{amount(graph.saved_bytes_otherwise or 0)}B: regions compute "
+        f"{_count(graph.recomputed, 'node')} again there"
+    )
 
 
 def _count(number: int, what: str) -> str:

@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from .page_data import lanes, page_data, title
-from .render import amount, headline, status
+from .render import amount, headline, kept_for_backward, status
 from .report import Report
 
 SCRIPTS = ("cytoscape.min.js", "cytoscape-dagre.min.js", "highlight.min.js", "sortable.min.js")
@@ -26,6 +26,7 @@ def to_html(report: Report) -> str:
     return environment.from_string(_file("report.html.j2")).render(
         report=report,
         headline=headline(report),
+        kept=kept_for_backward,
         graphs=[(graph, [next(places) for _ in graph.regions]) for graph in report.graphs],
         lanes=list(lanes(report)),
         data=script_safe(page_data(report)),
