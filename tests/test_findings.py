@@ -430,8 +430,11 @@ def test_an_operator_that_no_region_can_take(ri, explain):
         with ri.region("noise"):
             return x * torch.rand(3, generator=generator)
 
-    with preserve_node_meta():
-        gm = make_fx(f)(torch.ones(3))
+    try:
+        with preserve_node_meta():
+            gm = make_fx(f)(torch.ones(3))
+    except NotImplementedError as error:
+        pytest.skip(f"this torch captures no generators: {error}")  # 2.11
     finding = the_finding(explain(gm, torch.ones(3)), "fallback")
     assert (
         finding.message == "`aten.rand.generator` takes a Generator, which no compiled region can"

@@ -66,6 +66,7 @@ class Stack(nn.Module):
     ],
 )
 def test_the_parts_of_each_layer_become_regions_and_nothing_else_changes(ri, name, expected):
+    pytest.importorskip("transformers")
     torch.manual_seed(0)
     model = TINY[name].build().eval()
     inputs = TINY[name].inputs(2, 8)

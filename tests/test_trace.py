@@ -25,7 +25,7 @@ def wave(x):
 
 compiled = ri.compile(lambda x: softplus(x).cumsum(0) @ softplus(x).cumsum(0).T)
 compiled(torch.rand(4, 4, requires_grad=True)).sum().backward()
-torch.compile(wave, backend="regional_inductor", options={"lowering": "standalone"})(torch.rand(4))
+ri.compile(wave, options={"lowering": "standalone"})(torch.rand(4))
 """
 
 

@@ -17,7 +17,12 @@ from ._torch.fx import copy_graph
 from .errors import OptionError, did_you_mean
 from .findings import findings_of
 from .logs import log_regions, log_stage
-from .lost_marks import remember_marks, restore_marks, warn_of_lost_regions
+from .lost_marks import (
+    remember_marks,
+    restore_marks,
+    take_over_surrounding_mark,
+    warn_of_lost_regions,
+)
 from .options import check_options, mode_options
 from .recomputing import RecomputationChooser
 from .recording import Recorder
@@ -329,6 +334,7 @@ def compile_captured(
 
     `stages` are the pass's own; `verify` and `bisect` put theirs between.
     """
+    take_over_surrounding_mark(gm)
     if settings.mark_graph is not None:
         settings.mark_graph(gm, report.findings)
     wanted = remember_marks(gm)

@@ -22,7 +22,13 @@ from .errors import (
     RegionWarning,
 )
 from .findings import TRIAL_NODES, findings_of
-from .lost_marks import lost_regions, remember_marks, restore_marks, warn_of_lost_regions
+from .lost_marks import (
+    lost_regions,
+    remember_marks,
+    restore_marks,
+    take_over_surrounding_mark,
+    warn_of_lost_regions,
+)
 from .mark import marked_modules
 from .options import MARK_KEY
 from .originals import call_of, tensors_of
@@ -177,6 +183,7 @@ class _DryRun:
     ) -> Callable[..., Any]:
         """Take one captured graph through AOTAutograd; it runs eagerly."""
         number, self._graphs = self._graphs, self._graphs + 1
+        take_over_surrounding_mark(gm)
         wanted = remember_marks(gm)
         self._marked_paths |= _marked_paths(gm)
         chooser = RecomputationChooser(self.settings)

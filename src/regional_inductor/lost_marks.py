@@ -17,6 +17,7 @@ import torch.fx
 from torch.fx.node import Node
 
 from ._torch import dynamo, ops
+from ._torch.annotate import surrounding_annotation
 from .errors import RegionWarning
 from .options import MARK_KEY
 from .regions import Finding
@@ -66,6 +67,22 @@ class DynamoMarks:
                 value = sorted(value.items(), key=str)
             lines.append(f"{operator.body_of} {operator.name} {value!r}")
         return "\n".join(lines)
+
+
+def take_over_surrounding_mark(module: torch.fx.GraphModule) -> None:
+    """Mark a graph of Dynamo's with the mark that its call stands in, where it has no mark itself.
+
+    Dynamo doesn't see a region that was entered before the compiled function was called: around one
+    block of a model that is compiled block by block, or where a graph break made Dynamo give up the
+    function with the region in it. AOTAutograd sees it and would mark the backward graph alone.
+    """
+    surrounding = surrounding_annotation()
+    if MARK_KEY not in surrounding:
+        return
+    for node in module.graph.nodes:
+        custom = node.meta.get("custom") or {}
+        if node.op.startswith("call") and MARK_KEY not in custom:
+            node.meta["custom"] = {**custom, MARK_KEY: surrounding[MARK_KEY]}
 
 
 def remember_marks(module: torch.fx.GraphModule) -> DynamoMarks:

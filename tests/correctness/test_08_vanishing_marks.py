@@ -373,3 +373,49 @@ def test_pass_within_a_trace_that_preserves_metadata(under_test):
     assert all(
         n.meta.get("custom", {}).get("compile_with_inductor", 0) == 0 for n in result.graph.nodes
     )
+
+
+# --- a mark around a call of compiled code ---------------------------------------------------------
+
+
+class _Block(torch.nn.Module):
+    def forward(self, x):
+        return (x.sin() * 2).exp()
+
+
+def test_a_mark_around_compiled_blocks_marks_forward_and_backward(ri):
+    """AOTAutograd takes the annotation into the backward graph, Dynamo not into the forward one."""
+    blocks = [_Block(), _Block()]
+    for block in blocks:
+        block.compile(backend="regional_inductor", options={"region_backend": "eager"})
+    h = x = torch.ones(3, requires_grad=True)
+    for block in blocks:
+        with annotate({"compile_with_inductor": {"name": "block"}}):
+            h = block(h)
+    report = ri.last_report()
+    h.sum().backward()
+    assert {(r.name, r.direction) for r in report.regions} == {
+        ("block", "forward"),
+        ("block", "backward"),
+    }
+    assert [g.eager for g in report.graphs] == [0, 0]
+    expected = torch.autograd.grad(_Block()(_Block()(x)).sum(), [x])
+    assert torch.equal(x.grad, expected[0])
+
+
+def test_marks_of_compiled_code_win_over_one_around_its_call(ri):
+    @ri.region("inner")
+    def inner(x):
+        return x.exp() * 2
+
+    def f(x):
+        with ri.eager():
+            y = x.sin()
+        return inner(y).cos()
+
+    compiled = ri.compile(f, region_backend="eager")
+    with annotate({"compile_with_inductor": {"name": "around"}}):
+        compiled(torch.ones(3))
+    (region,) = compiled.report.regions  # equal options and connected: one region, without sin
+    assert region.name == "inner+around"
+    assert region.ops == ("aten.exp.default", "aten.mul.Tensor", "aten.cos.default")

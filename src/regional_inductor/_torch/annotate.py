@@ -18,6 +18,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch.fx import traceback
 from torch.fx.traceback import annotate as annotate
 from torch.fx.traceback import has_preserved_node_meta as has_preserved_node_meta
 
@@ -56,6 +57,12 @@ def capture_that_drops_marks() -> str:
         if get_proxy_mode() is not None:
             return "make_fx"
     return ""
+
+
+def surrounding_annotation() -> dict[str, Any]:
+    """What the code that runs now was annotated with, outside of any trace."""
+    custom = traceback.current_meta.get("custom")  # torch binds it anew
+    return dict(custom) if isinstance(custom, dict) else {}
 
 
 def _forget_constants_after_tracing() -> None:
