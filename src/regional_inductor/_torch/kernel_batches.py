@@ -43,6 +43,7 @@ from torch._guards import TracingContext, tracing
 
 from .link_stubs import with_stubs
 from .translation_units import not_beside_others, unit_source
+from .whole_libraries import is_whole
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
 # Generated source in a unit, in characters. A plain kernel has 5,000 to 10,000, which take g++ a
@@ -516,6 +517,8 @@ def _compile_and_load(command: Sequence[str], library: str, folder: str) -> None
 
     quick = with_stubs(command, folder)
     run_compile_cmd(shlex.join(quick), cwd=folder)
+    if not is_whole(library):  # loading it could end the process
+        raise OSError("the compiler left half a library")
     try:
         ctypes.CDLL(library)
     except OSError:

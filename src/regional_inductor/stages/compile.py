@@ -18,7 +18,7 @@ from typing import Any
 from torch.fx.node import Node
 
 from .. import progress
-from .._torch import cudagraphs, dynamo, generated, trace, workers
+from .._torch import cudagraphs, dynamo, generated, trace, whole_libraries, workers
 from .._torch.kernel_batches import KernelBatch, RegionKernels, kernel_batch
 from ..cache import memory
 from ..call_recording import record_call, recording_findings
@@ -126,7 +126,9 @@ def _compile_batch(
     All are lowered before the first waits for its kernels: by then these compile together.
     """
     workers.renew_broken_pools()  # one that died meanwhile would fail each region that needs it
-    with progress.compiling(len(requests)), kernel_batch() as batch:
+    compiles = settings.region_backend == "inductor"
+    mending = whole_libraries.mending() if compiles else contextlib.nullcontext()
+    with progress.compiling(len(requests)), mending, kernel_batch() as batch:
         lowered = [_lower(request, settings, batch) for request in requests]
         started = time.perf_counter()
         waiting = [one for one in lowered if one.kernels is not None and one.kernels.waits]

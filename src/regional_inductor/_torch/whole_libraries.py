@@ -1,0 +1,138 @@
+"""Libraries in Inductor's cache that were not written to their end, and headers likewise.
+
+The compiler writes them in place: a process that is killed, a full disk or a copied cache leaves the
+beginning of one. Loading that can end the process (a page behind the end of the file), and a damaged
+precompiled header fails every later kernel. Here they are removed, so that they are made anew.
+
+Checked on torch 2.13: `codecache._worker_compile_cpp(lock_path, cpp_builders)`, which makes whatever
+files are missing, and is looked up when a kernel is asked for; `exc.CppCompileError.output`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+_lock = threading.Lock()
+_users = 0
+_usual: Any = None
+
+_HEADER = re.compile(r"(?:^|\s)-include\s+(\S+)")
+
+
+@contextlib.contextmanager
+def mending() -> Iterator[None]:
+    """Have Inductor make damaged libraries and precompiled headers anew while this is open."""
+    from torch._inductor import codecache
+
+    global _users, _usual
+    if not hasattr(codecache, "_worker_compile_cpp"):
+        yield
+        return
+    with _lock:
+        if _users == 0:
+            _usual = codecache._worker_compile_cpp
+            codecache._worker_compile_cpp = _make_whole
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0 and codecache._worker_compile_cpp is _make_whole:
+                codecache._worker_compile_cpp = _usual
+
+
+def is_whole(path: str) -> bool:
+    """Whether a library is all there: everything that its headers announce lies within the file.
+
+    Of other formats than ELF only that there is something.
+    """
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            start = file.read(64)
+            if sys.platform != "linux":
+                return bool(start)
+            if len(start) < 64 or start[:4] != b"\x7fELF":
+                return False
+            order = "<" if start[5] == 1 else ">"
+            if start[4] == 1:  # 32 bits
+                at, sections = struct.unpack_from(f"{order}2I", start, 28)
+                counts = struct.unpack_from(f"{order}4H", start, 42)
+                form, offset_at, size_at = f"{order}8I", 1, 4
+            else:
+                at, sections = struct.unpack_from(f"{order}2Q", start, 32)
+                counts = struct.unpack_from(f"{order}4H", start, 54)
+                form, offset_at, size_at = f"{order}2I6Q", 2, 5
+            entry_size, entries, section_size, section_count = counts
+            if sections + section_size * section_count > size:
+                return False
+            if at + entry_size * entries > size or entry_size < struct.calcsize(form):
+                return False
+            file.seek(at)
+            table = file.read(entry_size * entries)
+    except OSError:
+        return False
+    segments = [struct.unpack_from(form, table, number * entry_size) for number in range(entries)]
+    return all(segment[offset_at] + segment[size_at] <= size for segment in segments)
+
+
+def _make_whole(lock_path: str, cpp_builders: Sequence[Any]) -> None:
+    from torch._inductor.exc import CppCompileError
+
+    libraries = [
+        path
+        for path in (builder.get_target_file_path() for builder in cpp_builders)
+        if path.endswith(".so")
+    ]
+    _remove_damaged(lock_path, libraries)
+    try:
+        _made(lock_path, cpp_builders)
+    except CppCompileError as error:
+        if not _remove_headers(error):
+            raise
+        _made(lock_path, cpp_builders)
+    for path in _remove_damaged(lock_path, libraries):
+        raise OSError(f"the compiler reported no error and left half a library, {path}")
+
+
+def _made(lock_path: str, cpp_builders: Sequence[Any]) -> None:
+    usual: Callable[..., None] = _usual
+    usual(lock_path, cpp_builders)
+
+
+def _remove_damaged(lock_path: str, libraries: Sequence[str]) -> list[str]:
+    """Remove libraries that aren't whole; others may be waiting for one that is being written."""
+    from torch._inductor.codecache import LOCK_TIMEOUT
+    from torch.utils._filelock import FileLock
+
+    if all(is_whole(path) or not os.path.exists(path) for path in libraries):
+        return []
+    removed = []
+    with FileLock(lock_path, timeout=LOCK_TIMEOUT):
+        for path in libraries:
+            if os.path.exists(path) and not is_whole(path):
+                os.unlink(path)
+                removed.append(path)
+    return removed
+
+
+def _remove_headers(error: Any) -> bool:
+    """Remove the precompiled headers that a compile failed with; the compiler does without them."""
+    text = str(error)
+    if "PCH" not in text and ".gch" not in text:
+        return False
+    removed = False
+    for header in _HEADER.findall(text):
+        for path in (f"{header}.gch", f"{header}.pch"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                removed = True
+    return removed

@@ -1,0 +1,107 @@
+"""Libraries that were not written to their end are found, and made anew."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+pytestmark = pytest.mark.inductor
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The bytes of a library, as the compiler writes it."""
+    path = tmp_path_factory.mktemp("library") / "kernel.so"
+    command = [os.environ.get("CXX", "g++"), "-shared", "-fPIC", "-x", "c++", "-", "-o", str(path)]
+    subprocess.run(command, input=b'extern "C" int kernel() { return 3; }', check=True)
+    return path.read_bytes()
+
+
+class Builder:
+    """Stands for Inductor's, which makes a file that is missing."""
+
+    def __init__(self, path, content):
+        self.path, self.content, self.builds = path, content, 0
+
+    def get_target_file_path(self):
+        return str(self.path)
+
+    def build(self):
+        self.builds += 1
+        self.path.write_bytes(self.content() if callable(self.content) else self.content)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Asks Inductor for a library, as a kernel does."""
+    from torch._inductor import codecache
+
+    from regional_inductor._torch.whole_libraries import mending
+
+    def ask(builder):
+        with mending():
+            codecache._worker_compile_cpp(str(tmp_path / "lock"), (builder,))
+
+    return ask
+
+
+def test_the_beginning_of_a_library_is_no_library(library, tmp_path):
+    from regional_inductor._torch.whole_libraries import is_whole
+
+    path = tmp_path / "kernel.so"
+    path.write_bytes(library)
+    assert is_whole(str(path))
+    for size in [0, 1, 63, 64, 1000, *range(2000, len(library), 997), len(library) - 1]:
+        path.write_bytes(library[:size])
+        assert not is_whole(str(path)), size
+    path.write_bytes(b"x" * len(library))
+    assert not is_whole(str(path))
+    assert not is_whole(str(tmp_path / "missing.so"))
+
+
+def test_a_half_written_library_is_made_anew_and_a_whole_one_is_left(make, library, tmp_path):
+    builder = Builder(tmp_path / "kernel.so", library)
+    builder.path.write_bytes(library[: len(library) // 2])
+    make(builder)
+    make(builder)
+    assert builder.path.read_bytes() == library
+    assert builder.builds == 1
+
+
+def test_a_compiler_that_leaves_half_a_library_is_told_of_and_leaves_none(make, library, tmp_path):
+    builder = Builder(tmp_path / "kernel.so", library[:1000])
+    with pytest.raises(OSError, match="left half a library"):
+        make(builder)
+    assert not builder.path.exists()
+
+
+def test_a_damaged_precompiled_header_is_removed_and_done_without(make, library, tmp_path):
+    from torch._inductor.exc import CppCompileError
+
+    header = tmp_path / "prefix.h"
+    compiled = tmp_path / "prefix.h.gch"
+    compiled.write_bytes(b"gpch")
+
+    def content():
+        if compiled.exists():
+            command = ["g++", "-include", str(header), "kernel.cpp"]
+            raise CppCompileError(command, "fatal error: cannot read PCH file")
+        return library
+
+    builder = Builder(tmp_path / "kernel.so", content)
+    make(builder)
+    assert builder.path.read_bytes() == library
+    assert not compiled.exists()
+
+
+def test_inductor_is_left_as_it_was():
+    from torch._inductor import codecache
+
+    from regional_inductor._torch.whole_libraries import mending
+
+    before = codecache._worker_compile_cpp
+    with mending(), mending():
+        assert codecache._worker_compile_cpp is not before
+    assert codecache._worker_compile_cpp is before
