@@ -464,6 +464,21 @@ def test_regions_gained_and_lost():
     assert str(changes) == "lost: a forward at layers.0.norm\ngained: b forward at model.py:9"
 
 
+def test_the_same_change_in_many_layers_is_said_once():
+    layers = [f"layers.{number}.norm" for number in range(32)]
+    value = ValueReport("x", "float32", (2, 8), "cpu")
+    longer = ValueReport("x", "float32", (3, 8), "cpu")
+    before = report(*(region(module_path=p, inputs=(value,)) for p in layers))
+    after = report(*(region(module_path=p, inputs=(longer,), key="k2") for p in layers))
+    changes = before.diff(after)
+    assert len(changes.rekeyed) == 32
+    assert str(changes) == (
+        "re-keyed: norm forward in 32 places, at layers.*.norm, by parts not recorded\n"
+        "    input 0: float32[2, 8] -> float32[3, 8]"
+    )
+    assert str(report().diff(after)) == "gained: norm forward in 32 places, at layers.*.norm"
+
+
 def test_a_region_that_split_and_one_that_joined():
     whole, parts = report(region(nodes=4)), report(region(nodes=2), region(nodes=1))
     assert str(whole.diff(parts)) == "split: norm forward at layers.0.norm, 1 -> 2 regions"

@@ -91,7 +91,7 @@ _Column = tuple[str, bool, Callable[[list[RegionReport]], str]]
 _COLUMNS: tuple[_Column, ...] = (
     ("region", False, lambda places: places[0].name),
     ("pass", False, lambda places: places[0].direction),
-    ("where", False, lambda places: _where(places)),
+    ("where", False, lambda places: where(places)),
     ("nodes", True, lambda places: str(places[0].nodes)),
     ("places", True, lambda places: str(len(places))),
     ("bytes", True, lambda places: _moves(places[0])),
@@ -147,7 +147,7 @@ def _finding_table(findings: Sequence[Finding]) -> Any:
     return result
 
 
-def _where(places: list[RegionReport]) -> str:
+def where(places: Sequence[RegionReport]) -> str:
     """Module paths with layer numbers that differ as `*`, or the source line."""
     paths = list(dict.fromkeys(place.module_path for place in places if place.module_path))
     if not paths:

@@ -175,17 +175,37 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 
 
 def _lines(changes: ReportDiff) -> Iterator[str]:
-    for region in changes.lost:
-        yield f"lost: {_place(region)}"
-    for region in changes.gained:
-        yield f"gained: {_place(region)}"
+    for kind, regions in (("lost", changes.lost), ("gained", changes.gained)):
+        by_name: dict[Hashable, list[RegionReport]] = {}
+        for region in regions:
+            by_name.setdefault((region.name, region.direction), []).append(region)
+        yield from (f"{kind}: {_places(places)}" for places in by_name.values())
     for kind, groups in (("split", changes.split), ("joined", changes.joined)):
         for group in groups:
             yield f"{kind}: {_place(group)}, {group.before} -> {group.after} regions"
-    for rekeyed in changes.rekeyed:
-        parts = ", ".join(rekeyed.parts) or "parts not recorded"
-        yield f"re-keyed: {_place(rekeyed.after)}, by {parts}"
-        yield from (f"    {detail}" for detail in rekeyed.details)
+    for alike in _alike(changes.rekeyed):
+        parts = ", ".join(alike[0].parts) or "parts not recorded"
+        yield f"re-keyed: {_places([one.after for one in alike])}, by {parts}"
+        yield from (f"    {detail}" for detail in alike[0].details)
+
+
+def _alike(changes: Sequence[Rekeyed]) -> list[list[Rekeyed]]:
+    """Together what is the same change in many layers."""
+    found: dict[Hashable, list[Rekeyed]] = {}
+    for one in changes:
+        what = (one.after.name, one.after.direction, one.parts, one.details)
+        found.setdefault(what, []).append(one)
+    return list(found.values())
+
+
+def _places(regions: Sequence[RegionReport]) -> str:
+    from .render import where
+
+    if len(regions) == 1:
+        return _place(regions[0])
+    first = regions[0]
+    at = where(regions).replace("\n", ", ")
+    return f"{first.name} {first.direction} in {len(regions)} places, at {at}"
 
 
 def _place(region: RegionReport | Regrouped) -> str:
