@@ -8,7 +8,7 @@ ARGS ?=
 # On a CUDA machine, as it is: its own Python with its own torch, nothing set up.
 GPU_PYTHON ?= python3
 
-.PHONY: demo test test-models fuzz check bench docs test-gpu bench-gpu format clean
+.PHONY: demo test test-models fuzz check bench bench-start docs test-gpu bench-gpu format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt tools/set_up.sh
@@ -47,6 +47,10 @@ bench: $(STAMP)
 docs: $(STAMP)
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html $(ARGS) docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+# Cold and warm starts of the demo's model, ours beside the others
+bench-start: $(STAMP)
+	@$(BIN)/python -m benchmarks start $(if $(QUICK),--quick)
 
 # Both need a CUDA device; ARGS for the bench: --help says
 test-gpu:

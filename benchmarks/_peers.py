@@ -152,3 +152,11 @@ def bare_calls(function: Callable[..., Any], *args: torch.Tensor) -> Callable[[l
 def forget_everything() -> None:
     """Dynamo's compiled code of this process."""
     torch._dynamo.reset()
+
+
+def statuses_of_last_report() -> list[str]:
+    """What became of each region of the last compile of ours."""
+    import regional_inductor as ri
+
+    report = ri.last_report()
+    return [region.status for region in report.regions] if report else []

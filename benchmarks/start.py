@@ -1,0 +1,130 @@
+"""A second process on the same machine starts nearly as fast as without any code generation.
+
+Seconds from a built model to the end of its first training step: the demo's model and its marks, forward
+and backward, each start in a process of its own. What a process imports on the way (Dynamo, AOTAutograd,
+Inductor where it is needed) counts, `import torch` and transformers don't. A cold start has empty caches.
+A warm one has what the cold one of the same way left; `ours, regions only` has the folder of compiled
+regions and an empty cache of Inductor. Wall time and CPU time, all cores together; losses and gradients
+are compared with eager in every run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks._measure import in_fresh_process, median, ratio, say
+from benchmarks._outcome import Outcome, Row, Target
+
+WAYS = {
+    "aot_eager": "aot_eager",
+    "torch_compile": "torch.compile",
+    "pytorch_pass": "PyTorch's pass",
+    "regional_inductor": "ours",
+}
+REPEATS = 3
+TOLERANCE = 1e-4
+
+
+def main(quick: bool) -> Outcome:
+    repeats = 1 if quick else REPEATS
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for number in range(repeats):
+        for way in list(WAYS) if number % 2 == 0 else reversed(list(WAYS)):
+            with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
+                for start, cache in (("cold", "first"), ("warm", "first"), ("regions only", "new")):
+                    if start == "regions only" and way != "regional_inductor":
+                        continue
+                    say(f"start: {WAYS[way]}, {start}")
+                    run = in_fresh_process(
+                        "start:measure",
+                        cache=Path(folder, cache),
+                        environment={"REGIONAL_INDUCTOR_CACHE_DIR": str(Path(folder, "regions"))},
+                        way=way,
+                    )
+                    found.setdefault((way, start), []).append(run)
+    rows = [_row(way, start, runs) for (way, start), runs in sorted(found.items())]
+    return Outcome(
+        {"seconds to the end of the first training step": rows},
+        _targets(found),
+        ["Medians. aot_eager captures and differentiates, and runs everything eagerly."],
+    )
+
+
+def _row(way: str, start: str, runs: list[dict[str, Any]]) -> Row:
+    row: dict[str, Any] = {
+        "way": WAYS[way],
+        "start": start,
+        "seconds": _median(runs, "seconds"),
+        "CPU seconds": _median(runs, "cpu"),
+        "regions compiled": _median(runs, "compiled"),
+        "regions from disk": _median(runs, "disk"),
+    }
+    errors = [run["error"] for run in runs if "error" in run]
+    if errors:
+        row["error"] = errors[0]
+    return row
+
+
+def _median(runs: list[dict[str, Any]], field: str) -> float | None:
+    return median([run[field] for run in runs if run.get(field) is not None])
+
+
+def _targets(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[Target]:
+    def of(way: str, start: str, field: str) -> float | None:
+        return _median(found.get((way, start), []), field)
+
+    return [
+        Target(
+            f"{label}, ours from disk against aot_eager",
+            ratio(of("regional_inductor", "regions only", field), of("aot_eager", "warm", field)),
+            1.2,
+            "lower",
+            "x",
+        )
+        for label, field in (("start", "seconds"), ("start, CPU time", "cpu"))
+    ]
+
+
+def measure(way: str) -> dict[str, Any]:
+    """One start in this process."""
+    import torch
+    import transformers  # noqa: F401 - its import is not what is measured
+
+    from benchmarks import _peers
+    from regional_inductor import demo_worker
+    from regional_inductor.demo import Settings
+
+    settings = Settings()
+    model = demo_worker.build_model(settings)
+    batch = torch.randint(256, (settings.batch, settings.sequence))
+    eager = demo_worker.compile_step("eager", model)
+    expected = demo_worker.loss_and_gradients(model, eager, batch)
+    if way != "torch_compile":
+        demo_worker.mark(model)
+    started, cpu = time.perf_counter(), time.process_time()
+    if way == "aot_eager":
+        compiled = torch.compile(model, backend="aot_eager")
+        step = lambda batch: compiled(input_ids=batch, labels=batch).loss  # noqa: E731
+    else:
+        step = demo_worker.compile_step(way, model)
+    loss = step(batch)
+    loss.backward()
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    actual = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert actual.keys() == expected[1].keys()
+    differences = [demo_worker.relative_difference(loss.detach(), expected[0])]
+    differences += [
+        demo_worker.relative_difference(gradient, expected[1][name])
+        for name, gradient in actual.items()
+    ]
+    assert demo_worker.largest(differences) <= TOLERANCE, f"differs by {max(differences):.1e}"
+    statuses = _peers.statuses_of_last_report() if way == "regional_inductor" else None
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "compiled": statuses and statuses.count("compiled"),
+        "disk": statuses and statuses.count("disk"),
+    }
