@@ -75,7 +75,8 @@ def run(
         if invariants.enabled():
             invariants.check(product, settings)
         if observer is not None:
-            observer(stage.__name__, product, seconds)
+            with paused_collection():  # what has piled up meanwhile is no part of a report
+                observer(stage.__name__, product, seconds)
         if stage.__name__ == stop_after:
             break
     return product

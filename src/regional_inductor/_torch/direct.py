@@ -98,11 +98,18 @@ def _tensor_refusal(value: torch.Tensor) -> str:
 def _options_refusal(options: Mapping[str, Any]) -> str:
     import torch._inductor.config as inductor_config
 
-    current = inductor_config.get_config_copy()
     for name in _OUTER_OPTIONS:
-        if options.get(name, current.get(name)):
+        # One by one: a copy of the whole config costs more than everything else here.
+        if options[name] if name in options else _value_of(inductor_config, name):
             return f"needs {name}"
     return ""
+
+
+def _value_of(config: Any, name: str) -> Any:
+    """An entry of Inductor's config by its dotted name; None where this torch has none."""
+    for part in name.split("."):
+        config = getattr(config, part, None)
+    return config
 
 
 def compile_direct(
