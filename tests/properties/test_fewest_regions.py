@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from regional_inductor.pipeline import run
 from regional_inductor.regions import Settings
 
 PREFIX = "__marked_inductor_submod"
+THEIRS_KNOWS_IDS = "inductor_region" in inspect.getsource(theirs)
+NO_IDS = "PyTorch's pass of this version puts all ids into one region"  # 2.11
 
 
 def our_regions(gm: Any) -> int:
@@ -46,6 +49,8 @@ def one_options(program: Program) -> Program:
 @pytest.mark.parametrize("ids", [1, 2, 4, 8])
 @given(data=st.data())
 def test_no_more_regions_than_pytorch(data, ids):
+    if ids > 1 and not THEIRS_KNOWS_IDS:
+        pytest.skip(NO_IDS)
     program = one_options(
         data.draw(programs(FUNCTIONAL, tables=(raw_ids(ids),), max_steps=25, spelt=(False,)))
     )
@@ -79,6 +84,8 @@ def compare(graphs: int, *, size: int, ids: int, share: float = 0.6) -> Counter:
 )
 def test_statistics_over_random_graphs(size, ids):
     """PyTorch's pass fails on many of them; where it doesn't, ours never makes more regions."""
+    if ids > 1 and not THEIRS_KNOWS_IDS:
+        pytest.skip(NO_IDS)
     outcome = compare(40, size=size, ids=ids)
     assert outcome["more"] == 0, outcome
     if ids == 1:
