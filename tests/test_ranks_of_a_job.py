@@ -30,7 +30,7 @@ def machines(tmp_path):
         shared = {"REGIONAL_INDUCTOR_CACHE_KEY": SECRET, **more}
         cache = shared_inductor_cache()
         taken = len(list(tmp_path.iterdir()))
-        folders = [tmp_path / f"disk {taken + i}" for i in range(count)]
+        folders = [tmp_path / f"disk-{taken + i}" for i in range(count)]
         for folder in folders:
             folder.mkdir(mode=0o700)
         return [environment(folder, cache, **shared) for folder in folders]
