@@ -32,6 +32,9 @@ from support.under_test import AGAINST, UnderTest  # noqa: E402
 def pytest_configure(config: pytest.Config) -> None:
     _register_backend_when_run_from_source()
     config.addinivalue_line("markers", "inductor: compiles with Inductor, needs a C++ compiler")
+    config.addinivalue_line(
+        "markers", "both_lowerings: with and without the second AOTAutograd of standalone_compile"
+    )
     config.addinivalue_line("markers", "gpu: needs a CUDA device (tests/gpu)")
     # torch 2.13 warns about its own use of torch.jit while it imports parts of itself, whichever
     # test happens to be the first to need them.
@@ -57,6 +60,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     return f"regional_inductor tests run against: {AGAINST}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("both_lowerings"):
+        metafunc.parametrize("lowering", ("auto", "standalone"), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def lowering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How regions get to Inductor in this test."""
+    if hasattr(request, "param"):
+        monkeypatch.setenv("REGIONAL_INDUCTOR_LOWERING", request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -254,6 +254,7 @@ def test_constant_in_a_branch_of_cond(under_test):
 
 
 @pytest.mark.inductor
+@pytest.mark.both_lowerings
 @pytest.mark.parametrize(
     "fn",
     [

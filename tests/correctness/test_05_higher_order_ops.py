@@ -509,6 +509,7 @@ def test_flex_attention(under_test, fn):
 
 
 @pytest.mark.inductor
+@pytest.mark.both_lowerings
 @pytest.mark.parametrize(
     "fn",
     [cond_marked_in_both_bodies, cond_wholly_inside, while_loop_marked_in_the_body],
@@ -521,6 +522,7 @@ def test_compiled_by_inductor(under_test, fn):
 
 
 @pytest.mark.inductor
+@pytest.mark.both_lowerings
 @pytest.mark.parametrize(
     "fn",
     [shared_by_a_marked_and_an_unmarked_call, shared_by_unmarked_calls_marked_inside],
@@ -532,6 +534,7 @@ def test_nested_compile_region_compiled_by_inductor(under_test, fn):
 
 @score_mod_may_lose_its_mark
 @pytest.mark.inductor
+@pytest.mark.both_lowerings
 @pytest.mark.parametrize(
     "fn", [score_mod_marked, flex_attention_is_the_region], ids=lambda fn: fn.__name__
 )
@@ -542,6 +545,7 @@ def test_flex_attention_compiled_by_inductor(under_test, fn):
 
 
 @pytest.mark.inductor
+@pytest.mark.both_lowerings
 def test_checkpoint_compiled_by_inductor(under_test):
     x = torch.randn(3, 4, requires_grad=True)
     w = torch.randn(4, 4, requires_grad=True)

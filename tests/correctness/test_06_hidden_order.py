@@ -543,6 +543,7 @@ def test_effects_happen_in_order(under_test, capfd, fn):
 
 
 @pytest.mark.inductor
+@pytest.mark.both_lowerings
 @pytest.mark.parametrize("fn", PRINTS, ids=lambda fn: fn.__name__)
 def test_effects_happen_in_order_compiled_by_inductor(under_test, capfd, fn):
     x = torch.randn(4)

@@ -50,7 +50,8 @@ def calls_a_region(backend) -> Counter[str]:
 
     def calls(function, backend) -> Counter[str]:
         torch._dynamo.reset()
-        compiled = torch.compile(function, backend=backend, fullgraph=True)
+        options = {"options": {"lowering": "auto"}} if backend == "regional_inductor" else {}
+        compiled = torch.compile(function, backend=backend, fullgraph=True, **options)
         with torch.no_grad():
             for _ in range(3):  # some things happen at the first call only
                 compiled(x)

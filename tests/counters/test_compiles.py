@@ -27,9 +27,8 @@ def compile_llama(
     torch._dynamo.reset()
     shape = _models.Shape(layers, distinct, hidden=16, heads=2, mlp=24, sequence=8, batch=1)
     model, x = _models.Llama(shape), _models.inputs(shape, train)
-    compiled = torch.compile(
-        model, backend="regional_inductor", fullgraph=True, options={"on_error": "raise", **options}
-    )
+    options = {"on_error": "raise", "lowering": "auto", **options}
+    compiled = torch.compile(model, backend="regional_inductor", fullgraph=True, options=options)
     _models.run_once(compiled, x, train)
     return ri.last_report()
 

@@ -43,7 +43,7 @@ from torch._guards import TracingContext, tracing
 
 from .link_stubs import with_stubs
 from .translation_units import not_beside_others, unit_source
-from .whole_libraries import is_whole
+from .whole_libraries import is_whole, usual_worker
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
 # Generated source in a unit, in characters. A plain kernel has 5,000 to 10,000, which take g++ a
@@ -263,7 +263,7 @@ def is_possible() -> bool:
             cache.load_async,
             cache._load_library,
             cache._load_library_inner,
-            codecache._worker_compile_cpp,
+            usual_worker(),
             cpp_builder.CppBuilder.build,
             cpp_builder.CppBuilder.get_command_line,
             cpp_builder.run_compile_cmd,

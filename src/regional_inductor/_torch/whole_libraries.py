@@ -49,6 +49,14 @@ def mending() -> Iterator[None]:
                 codecache._worker_compile_cpp = _usual
 
 
+def usual_worker() -> Callable[..., None]:
+    """What makes missing files where nothing is mended: Inductor's, unless somebody else has patched it."""
+    from torch._inductor import codecache
+
+    current: Callable[..., None] = codecache._worker_compile_cpp
+    return _usual if current is _make_whole else current
+
+
 def is_whole(path: str) -> bool:
     """Whether a library is all there: everything that its headers announce lies within the file.
 
