@@ -45,6 +45,11 @@ _HOPS = frozenset(
     }
 )
 
+# Homes of the functions in Inductor's own tables: torch 2.11 has some of Python's operators there.
+_KNOWN = frozenset(
+    {"torch", "functools", "builtins", "_operator", "operator", "math", "regional_inductor"}
+)
+
 
 def why_not(module: torch.fx.GraphModule) -> str:
     """What in a region only this process knows, in a few words, or ``""``."""
@@ -79,7 +84,7 @@ def _is_torchs(function: Any) -> bool:
         function = function.func
     home = getattr(function, "__module__", None) or type(function).__module__
     # This package's own lowerings are covered by the digest of its code.
-    return str(home).partition(".")[0] in ("torch", "functools", "builtins", "regional_inductor")
+    return str(home).partition(".")[0] in _KNOWN
 
 
 def _targets(module: torch.fx.GraphModule) -> Iterator[Any]:
