@@ -246,7 +246,7 @@ def test_a_module_in_the_current_folder_and_keyword_arguments(script, factory, c
 
 def test_a_factory_of_a_graph_needs_no_arguments(script, capsys):
     assert cli.main(["explain", f"{script}:graph", "--merge", "scope"]) == 0
-    assert "graph 0: 1 nodes, 0 marked" in capsys.readouterr().out
+    assert "graph 0: 1 node, 0 marked" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
