@@ -361,6 +361,25 @@ def test_an_unknown_option(ri, explain):
     assert finding.remedy.startswith("did you mean 'max_autotune'")
 
 
+@pytest.mark.parametrize("on_error", ["raise", "eager"])
+def test_a_graph_without_values(ri, explain, on_error):
+    gm = torch.fx.symbolic_trace(lambda x: x.sin() + 1)
+    ri.mark_nodes(gm, "sin", name="wave")
+    report = explain(gm, region_backend="inductor", on_error=on_error)
+    (finding,) = report.findings
+    what = "x, an input of the region, carries no fake value"
+    assert finding.region == "wave"
+    assert short(finding.source).startswith("test_findings.py:")
+    assert finding.remedy.startswith("pass example inputs")
+    if on_error == "raise":
+        assert finding.kind == "missing-value"
+        assert finding.message == f"{what}: compiling raises MissingValueError"
+    else:
+        assert finding.kind == "eager"
+        assert finding.message == f"1 region stays eager (wave): {what}"
+    assert "0>0" not in str(report)
+
+
 # --- graph breaks ---------------------------------------------------------------------------------
 
 

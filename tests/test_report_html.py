@@ -8,9 +8,11 @@ import re
 import shutil
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from regional_inductor import cli
 from regional_inductor.page_data import BOXES, Box, boxes_of, lanes
 from regional_inductor.regions import Finding
 from regional_inductor.report import GraphReport, OperatorReport, RegionReport, Report
@@ -157,9 +159,12 @@ def browser(tmp_path_factory):
 def opened(browser, tmp_path):
     """Opens a report; at the end nothing may have gone wrong, and nothing been asked of a network."""
 
-    def open_report(report: Report):
+    def open_report(report: Report | Path):
         path = tmp_path / "report.html"
-        report.to_html(path)
+        if isinstance(report, Path):
+            path = report
+        else:
+            report.to_html(path)
         browser.get(path.as_uri())
         ready = "return document.documentElement.dataset.ready"
         assert becomes("yes", lambda: browser.execute_script(ready))
@@ -297,3 +302,20 @@ def test_ten_thousand_operators_open_layer_by_layer(opened):
 def test_an_empty_report_opens(opened):
     page = opened(Report())
     assert "no operators to draw" in page.find_element("id", "cy").text
+
+
+def test_the_demos_model_is_explained_on_the_command_line_and_its_page_opens(
+    opened, tmp_path, capsys
+):
+    pytest.importorskip("transformers")
+    written = tmp_path / "demo.html"
+    code = cli.main(["explain", "regional_inductor.demo_worker:example", "--html", str(written)])
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert re.search(r"^norm +forward .*model\.layers", printed, re.MULTILINE)
+    page = opened(written)
+    headline = page.find_element("css selector", "main p").text
+    assert printed.startswith(headline)
+    rows = page.find_elements("css selector", "#regions tbody tr")
+    assert headline.startswith(f"{len(rows)} regions, ")
+    assert page.execute_script("return picture.nodes().length") > 1

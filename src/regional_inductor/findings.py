@@ -36,6 +36,10 @@ _REMEDIES = (
     ("numerics=", "leave numerics out of the mark, or out of the call, to have it compiled"),
     ("it only makes views", "take the mark off: views cost nothing in eager mode"),
     ("Inductor could not compile", 'on_error="raise" shows the whole error'),
+    (
+        "carries no fake value",
+        "pass example inputs, or run torch.fx.passes.fake_tensor_prop.FakeTensorProp first",
+    ),
     ("the body of", "mark the call of that operator instead of code inside its body"),
 )
 

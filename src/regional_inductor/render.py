@@ -163,7 +163,9 @@ def where(places: Sequence[RegionReport]) -> str:
 
 
 def _moves(region: RegionReport) -> str:
-    """Bytes moved in eager mode and by one fused kernel."""
+    """Bytes moved in eager mode and by one fused kernel; nothing where there is no such kernel."""
+    if region.status == "eager":
+        return ""
     if region.bytes_eager is None or region.bytes_read is None or region.bytes_written is None:
         return ""
     return f"{amount(region.bytes_eager)}>{amount(region.bytes_read + region.bytes_written)}"
