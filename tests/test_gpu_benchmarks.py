@@ -13,11 +13,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # makes `benchmarks` importable
 
 from benchmarks.gpu import __main__ as runner
-from benchmarks.gpu import _llama, _run, _ways, launch, training
+from benchmarks.gpu import _llama, _run, _ways, distributed, launch, training
 
 
 def test_every_benchmark_states_how_it_measures():
-    assert {"call", "compile_time", "launch", "training"} <= set(runner.discover())
+    assert {"call", "compile_time", "distributed", "launch", "training"} <= set(runner.discover())
     for name in runner.discover():
         module = importlib.import_module(f"benchmarks.gpu.{name}")
         claim, blank, *how = module.__doc__.strip().splitlines()
@@ -99,3 +99,16 @@ def test_results_say_the_date_the_machine_and_the_command(tmp_path, monkeypatch)
     page = (tmp_path / "README.md").read_text()
     assert record["date"] in page
     assert record["command"] in page
+
+
+def test_exposed_communication_is_what_no_other_kernel_hides():
+    kernels = [
+        ("ncclDevKernel_AllGather", 0, 4000),
+        ("gemm", 1000, 2000),
+        ("gemm", 1500, 3000),
+        ("ncclDevKernel_ReduceScatter", 5000, 6000),
+        ("ncclDevKernel_AllGather", 5500, 6500),
+        ("gemm", 6500, 9000),
+    ]
+    assert distributed.communication(kernels) == {"communication": 5.5, "exposed": 3.5}
+    assert distributed.communication([]) == {"communication": 0.0, "exposed": 0.0}
