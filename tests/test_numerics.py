@@ -175,6 +175,40 @@ def test_forward_and_backward_around_what_stays_eager_are_equal_and_fused():
     assert max(kernels) == 1, kernels
 
 
+@pytest.mark.inductor
+def test_usual_patterns_are_equal_and_their_pointwise_parts_are_fused():
+    from tests.numerics.cases import PATTERNS
+    from tests.numerics.running import run
+
+    names = ("RMS norm", "RoPE", "SwiGLU", "softmax by hand", "Adam step")
+    outcomes = run([case for case in PATTERNS if case.name in names], torch.bfloat16, "cpu")
+    assert {outcome.name: outcome.unequal for outcome in outcomes} == {name: [] for name in names}
+    assert {outcome.name: outcome.eager for outcome in outcomes} == {
+        "RMS norm": ["aten.mean.dim"],
+        "RoPE": [],
+        "SwiGLU": [],
+        "softmax by hand": ["aten.amax.default", "aten.sum.dim_IntList", "aten.div.Tensor"],
+        "Adam step": [],
+    }
+    # One kernel for each stretch between operators left eager, forward and backward.
+    assert all(outcome.kernels <= outcome.regions + 2 for outcome in outcomes)
+
+
+@pytest.mark.inductor
+def test_signalling_nans_and_zeros_of_both_signs_are_as_in_eager():
+    @ri.region("extrema", numerics="eager")
+    def f(x, y):
+        return torch.fmax(x, y), torch.fmin(x, y), torch.maximum(x, y), x.relu() + 0.0, 0 - x
+
+    x, y = awkward(3, 500), awkward(3, 500, seed=1)
+    x.view(torch.int32)[0, ::7] = 0x7F800001
+    x[1], y[1, ::2], y[1, 1::2] = 0.0, -0.0, 0.0
+    x[2], y[2, ::2], y[2, 1::2] = -0.0, -0.0, 0.0
+    compiled = ri.compile(f)
+    assert all(map(bits_equal, compiled(x, y), f(x, y)))
+    assert compiled.report.regions[0].status == "compiled"
+
+
 # --- not equal: named, never approximated -----------------------------------------------------------
 
 

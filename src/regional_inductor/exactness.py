@@ -61,7 +61,8 @@ def _elements(inputs: Sequence[Any]) -> int:
 def _difference(a: Any, b: Any) -> str:
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return "" if a == b else f"{a} instead of {b}"
-    if (a.dtype, a.shape, a.stride()) != (b.dtype, b.shape, b.stride()):
+    # Strides are those that the capture foresaw; for some operators these aren't eager's own.
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
         return f"{_kind(a)} instead of {_kind(b)}"
     differing = unequal_bits(a, b)
     count = int(differing.sum())
@@ -72,7 +73,7 @@ def _difference(a: Any, b: Any) -> str:
 
 
 def _kind(value: torch.Tensor) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}, strides {value.stride()}"
+    return f"{value.dtype} of shape {tuple(value.shape)}"
 
 
 def unequal_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

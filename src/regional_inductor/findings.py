@@ -334,6 +334,8 @@ def _kernels_of_their_own(partitioned: Partitioned) -> Iterator[Finding]:
     for graph in partitioned.graphs:
         for region in graph.regions:
             for node in region.nodes:
+                if region.mark.numerics == "eager":
+                    continue  # what it may hold has code, of Inductor or of ours
                 if lowering.runs_as_a_kernel_of_its_own(node.target):
                     key = (region.label, _name(node), user_source(node))
                     found[key] = found.get(key, 0) + 1

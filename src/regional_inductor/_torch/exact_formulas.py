@@ -28,7 +28,8 @@ class Formula:
             `return`. Empty if eager has no vector code: `scalar` is then run on every element.
         scalar: The same over floats, where eager's scalar code gives other bits; else empty.
         vector_bytes: How wide eager's vectors are for this kernel, at most (32 if ATen has no
-            AVX512 build of it). Means something only where both are given.
+            AVX512 build of it). Means something only where both are given. 0: the vector code runs
+            on operands that are one dense block in one order, the scalar code on others.
     """
 
     vector: str
@@ -158,8 +159,11 @@ COPYSIGN = Formula("a.copysign(b)")
 NEXTAFTER = Formula("a.nextafter(b)")
 MAXIMUM = Formula("at::vec::maximum(a, b)")
 MINIMUM = Formula("at::vec::minimum(a, b)")
-FMAX = _each("std::fmax(a, b)")
-FMIN = _each("std::fmin(a, b)")
+# Of two zeros, the first; in bfloat16 the second. A signalling NaN is no missing number to the C library.
+FMAX = _each("a == b ? a : std::fmax(a, b)")
+FMIN = _each("a == b ? a : std::fmin(a, b)")
+FMAX_LOW = _each("a == b ? b : std::fmax(a, b)")
+FMIN_LOW = _each("a == b ? b : std::fmin(a, b)")
 CLAMP = Formula("at::vec::clamp(a, R(b), R(c))")
 CLAMP_MIN = Formula("at::vec::clamp_min(a, R(b))")
 CLAMP_MAX = Formula("at::vec::clamp_max(a, R(b))")
@@ -183,6 +187,11 @@ LOGADDEXP2 = Formula(
     _LOGADD_SCALAR.format(exp="exp2", sum=f"std::fma(tail, {_INVERSE_LN_2}, m)"),
 )
 
+LOGICAL = {
+    "logical_and": Formula("a.ne(V(0)) * b.ne(V(0))"),
+    "logical_or": Formula("at::vec::maximum(a.ne(V(0)), b.ne(V(0)))"),
+    "logical_xor": Formula("a.ne(V(0)).ne(b.ne(V(0)))"),
+}
 COMPARISONS = {name: Formula(f"a.{name}(b)") for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 """1 where true, 0 elsewhere."""
 
@@ -211,6 +220,23 @@ _GELU_KAPPA = "(float)0.044715"
 GELU_TANH = Formula(
     f"V(.5f) * a * (V(1) + (V({_GELU_BETA}) * fmadd(V({_GELU_KAPPA}), a * a * a, a)).tanh())",
     f".5f * a * (1.f + std::tanh({_GELU_BETA} * std::fma({_GELU_KAPPA}, a * a * a, a)))",
+)
+
+LOG_SIGMOID = Formula("at::vec::minimum(a, V(0)) - a.abs().neg().exp().log1p()")
+BCE_WITH_LOGITS = Formula(
+    "V side = at::vec::minimum(a, V(0)) - a.abs().neg().exp().log1p();"
+    " return R(R(V(1) - b) * a) - R(side);"
+)
+LOG_SIGMOID_BUFFER = Formula("a.abs().neg().exp()")
+LOGIT = Formula(_mkl("vmsLn", "a / (V(1) - a)"), "std::log(a / (1.f - a))", 0)
+LOGIT_CLAMPED = Formula(  # a, low, high
+    _mkl("vmsLn", "[&]() -> V { V x = at::vec::clamp(a, b, c); return x / (V(1) - x); }()"),
+    "float x = a < b ? b : (a > c ? c : a); return std::log(x / (1.f - x));",
+    0,
+)
+LOGIT_LOW = _each("std::log(R(a / R(1.f - a)))")
+LOGIT_CLAMPED_LOW = _each(
+    "float x = a < b ? b : (a > c ? c : a); return std::log(R(x / R(1.f - x)));"
 )
 
 # --- their gradients: a is what comes from above, b the input or the output -------------------------
@@ -252,23 +278,48 @@ SOFTPLUS_BACKWARD = Formula(  # a, b, beta, threshold
     "V z = (b * c).exp(); return V::blendv(a * z / (z + V(1)), a, b * c > d);",
     "float z = std::exp(b * c); return b * c > d ? a : a * z / (z + 1.f);",
 )
+LOGIT_BACKWARD = _each("if (b < 0 || b > 1) return NAN; return a / R(b * R(1.f - b));")
+LOGIT_CLAMPED_BACKWARD = _each(  # a, b, low, high
+    "if (b < c || b > d) return 0.f; return a / R(b * R(1.f - b));"
+)
 LOG_SIGMOID_BACKWARD = Formula(  # a, b, the buffer that the forward kept (exp(-|b|))
     "V one(1), zero(0); auto below = b < zero; V slope = V::blendv(zero, one, below);"
     " V side = V::blendv(one.neg(), one, below); return a * (slope - side * c / (one + c));"
 )
 
 MSE = Formula("V d = R(a - b); return d * d;")
+MSE_BACKWARD = Formula("V(2) * R(b - c) * a")
+SMOOTH_L1_BACKWARD = Formula(  # a, b, the target, beta
+    "V x = b - c; V inside = V::blendv(x * a / d, a.neg(), x <= d.neg());"
+    " return V::blendv(inside, a, x >= d);"
+)
+HUBER_BACKWARD = Formula(  # a, b, the target, delta
+    "V x = R(b - c); V inside = V::blendv(x * a, a.neg() * d, x < d.neg());"
+    " return V::blendv(inside, a * d, x > d);"
+)
 SMOOTH_L1 = Formula(  # a, b, beta
     "V z = (a - b).abs(); return V::blendv(V(.5f) * z * z / c, z - V(.5f) * c, z >= c);"
 )
 HUBER = Formula(  # a, b, delta
-    "V z = (a - b).abs(); return V::blendv(V(.5f) * z * z, c * (z - V(.5f) * c), z > c);"
+    "V z = R(a - b).abs(); return V::blendv(V(.5f) * z * z, c * (z - V(.5f) * c), z > c);"
 )
 
 COPY = Formula("a")
 NOT_ZERO = Formula("a.ne(V(0))")
 CHOOSE = Formula("V::blendv(c, b, a != V(0))")
 """b where a holds, else c."""
+FILL_WHERE = Formula("V::blendv(a, c, b != V(0))")
+"""c where b holds, else a."""
+CONSTANT = Formula("b")
+IS_INFINITE = Formula("a.abs().eq(V(INFINITY))")
+SIGN_BIT = _each("std::signbit(a) ? 1.f : 0.f")
+NAN_TO_NUM = Formula(  # a, for NaN, for infinity, for minus infinity
+    "V r = V::blendv(a, b, a != a); r = V::blendv(r, c, a == V(INFINITY));"
+    " return V::blendv(r, d, a == V(-INFINITY));"
+)
+SINC = _each(
+    "if (a == 0) return 1.f; float p = R(R(3.14159265358979323846f) * a); return R(std::sin(p)) / p;"
+)
 
 
 def power_of_constant(exponent: float, low: bool) -> Formula:
@@ -295,4 +346,7 @@ def power_of_constant(exponent: float, low: bool) -> Formula:
     return Formula("a.pow(b)", f"(float)std::pow((double)a, {exponent!r})")
 
 
-POWER_WITH_CONSTANT_BASE = Formula("R(b).pow(a)", "std::pow(R(b), a)")
+# Volatile, or the compiler takes exp2 where it sees that the base is 2.
+POWER_WITH_CONSTANT_BASE = Formula(
+    "R(b).pow(a)", "volatile float base = R(b); return std::pow((float)base, a);"
+)

@@ -35,7 +35,7 @@ _TAG = "numerics=eager 1"
 
 _SCHEMA = (
     "pointwise(Tensor[] tensors, float[] numbers, int[] order, str vector, str scalar,"
-    " ScalarType rounds_to, ScalarType dtype, int[] positions) -> Tensor"
+    " ScalarType rounds_to, ScalarType dtype, int[] positions, int[] strides) -> Tensor"
 )
 _OPERATION = "regional_inductor_exact"
 
@@ -62,9 +62,11 @@ def with_exact_operators(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
                 order.append(-len(numbers))
         arguments = (tensors, numbers, order, form.formula.vector, form.formula.scalar)
         copies[node] = graph.call_function(
-            operator, (*arguments, form.rounds_to, form.result, list(form.positions))
+            operator,
+            (*arguments, form.rounds_to, form.result, list(form.positions), list(form.strides)),
         )
         copies[node].meta = dict(node.meta)
+    graph.eliminate_dead_code()  # what gave several results, each of which has its formula now
     return torch.fx.GraphModule(module, graph)
 
 
@@ -140,11 +142,12 @@ def _fake(
     rounds_to: torch.dtype,
     dtype: torch.dtype,
     positions: Sequence[int],
+    strides: Sequence[int],
 ) -> torch.Tensor:
     from torch._prims_common import compute_elementwise_output_strides
 
     expanded = torch.broadcast_tensors(*tensors)  # type: ignore[no-untyped-call]
-    strides = compute_elementwise_output_strides(*expanded)
+    strides = strides or compute_elementwise_output_strides(*expanded)
     return torch.empty_strided(expanded[0].shape, strides, dtype=dtype, device=tensors[0].device)
 
 
@@ -157,6 +160,7 @@ def _lower(
     rounds_to: torch.dtype,
     dtype: torch.dtype,
     positions: Sequence[int],
+    strides: Sequence[int],
 ) -> Any:
     from torch._inductor import lowering, virtualized
     from torch._inductor.ir import Pointwise

@@ -9,6 +9,7 @@ Checked on torch 2.13; on other versions everything is left eager until somebody
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch.fx.node import Node
 
 from . import exact_formulas as f
 from .exact_formulas import Formula
-from .loops import scalar_positions
+from .loops import ALL_VECTOR, contiguous_strides, one_dense_block, scalar_positions
 from .symbols import symbols_of
 
 CHECKED_VERSIONS = ((2, 13),)
@@ -51,6 +52,8 @@ class Exact:
     rounds_to: torch.dtype
     result: torch.dtype
     positions: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    """Of the result, where they aren't those that TensorIterator gives it."""
 
 
 class _NotExactError(Exception):
@@ -79,7 +82,7 @@ def exact_form(node: Node) -> Exact | None:
 def _check(node: Node) -> Exact | None:
     target = node.target
     if target is operator.getitem:
-        return None
+        return _part(node)
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version not in CHECKED_VERSIONS:
         raise _NotExactError(f"not checked on torch {torch.__version__}")
@@ -88,6 +91,9 @@ def _check(node: Node) -> Exact | None:
     value = node.meta.get("val")
     inputs = [n.meta.get("val") for n in node.all_input_nodes]
     tensors = [v for v in (value, *inputs) if isinstance(v, torch.Tensor)]
+    name = str(target)
+    if name in _TUPLES:
+        value = value[0] if isinstance(value, (tuple, list)) else value
     if not isinstance(value, torch.Tensor):
         raise _NotExactError("has no single tensor as its result")
     for tensor in tensors:
@@ -101,9 +107,13 @@ def _check(node: Node) -> Exact | None:
             )
         if tensor.dtype not in (*_FLOATS, *_INTEGERS):
             raise _NotExactError(f"works on {str(tensor.dtype).removeprefix('torch.')}")
-    name = str(target)
     if name in _MOVES:
         return None
+    if name in _CONSTANTS:
+        _check_constant(node, value)
+        return None
+    if name in _TUPLES:
+        return None  # its results have the formulas
     if all(tensor.dtype in _INTEGERS for tensor in tensors) and tensors[1:]:
         if name in _INTEGER_OPS and not _has_float_constant(node):
             return None
@@ -112,6 +122,22 @@ def _check(node: Node) -> Exact | None:
     if entry is None:
         raise _NotExactError("isn't in the list of operators known to be exact")
     return _formulated(node, value, entry)
+
+
+def _part(node: Node) -> Exact | None:
+    """One result of an operator that gives several."""
+    producer, place = node.args
+    formulas = _TUPLES.get(str(producer.target)) if isinstance(producer, Node) else None
+    if formulas is None or not isinstance(producer, Node):
+        return None
+    return _formulated(node, node.meta["val"], lambda _: (formulas[place], [producer.args[0]]))  # type: ignore[index]
+
+
+def _check_constant(node: Node, value: torch.Tensor) -> None:
+    """A constant that isn't of its tensor's type would be rounded only where it is stored."""
+    numbers = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, float)]
+    if any(torch.tensor(a, dtype=value.dtype).item() != a and a == a for a in numbers):
+        raise _NotExactError("is a constant that its type can't hold exactly")
 
 
 def _has_float_constant(node: Node) -> bool:
@@ -140,13 +166,40 @@ def _formulated(node: Node, value: torch.Tensor, entry: Entry) -> Exact:
                 "depends on the place of an element in its row, which isn't known for "
                 + ("mixed types" if mixed else "symbolic sizes")
             )
+        shape = tuple(value.shape)
         lanes = min(_vector_bytes(), formula.vector_bytes) // rounds_to.itemsize
         strides = [_broadcast_strides(v, value.shape) for v in values]
         if str(node.target) in _WITH_NUMBERS_AS_TENSORS:
             numbers = sum(not isinstance(o, Node) for o in operands[:2])
             strides += [(0,) * value.dim()] * numbers
-        positions = scalar_positions(tuple(value.shape), strides, 2 * lanes)
-    return Exact(formula, tuple(operands), rounds_to, value.dtype, positions)
+        if str(node.target) == "aten.pow.Scalar":
+            # Its result is there, contiguous, before TensorIterator orders anything.
+            strides.insert(0, contiguous_strides(shape))
+        if formula.vector_bytes == 0:
+            if not one_dense_block(shape, strides):
+                raise _NotExactError("is proven for dense operands of one layout only")
+            positions = ALL_VECTOR
+        else:
+            positions = scalar_positions(shape, strides, 2 * lanes)
+    own = _own_strides(value, values)
+    if own and formula.depends_on_position:
+        raise _NotExactError("lays its result out in a way of its own")
+    return Exact(formula, tuple(operands), rounds_to, value.dtype, positions, own)
+
+
+def _own_strides(value: torch.Tensor, operands: list[torch.Tensor]) -> tuple[int, ...]:
+    """Strides of a result that isn't laid out as TensorIterator does it; empty if it is."""
+    if not operands or any(symbols_of(v) for v in (value, *operands)):
+        return ()
+    from torch._prims_common import compute_elementwise_output_strides
+
+    expanded = torch.broadcast_tensors(*operands)  # type: ignore[no-untyped-call]
+    if expanded[0].shape != value.shape:
+        raise _NotExactError("has a shape of its own")
+    strides = compute_elementwise_output_strides(*expanded)
+    if any(s != t for s, t, n in zip(strides, value.stride(), value.shape, strict=True) if n > 1):
+        return tuple(value.stride())
+    return ()
 
 
 def _vector_bytes() -> int:
@@ -183,7 +236,9 @@ class _Arguments(SimpleNamespace):
         super().__init__()
         self.low = rounds_to is not torch.float32
         self.rounds_to = rounds_to
-        for place, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if not isinstance(node.target, OpOverload):
+            return
+        for place, argument in enumerate(node.target._schema.arguments):
             given: Any = argument.default_value if argument.has_default_value() else None
             if place < len(node.args):
                 given = node.args[place]
@@ -334,15 +389,24 @@ for _name, _formula in {
     "hypot": f.HYPOT,
     "maximum": f.MAXIMUM,
     "minimum": f.MINIMUM,
-    "fmax": f.FMAX,
-    "fmin": f.FMIN,
     "logaddexp": f.LOGADDEXP,
     "logaddexp2": f.LOGADDEXP2,
+    **f.LOGICAL,
 }.items():
     _same_operands(f"{_name}.default", _formula, "self", "other")
 _same_operands("copysign.Tensor", f.COPYSIGN, "self", "other")
 _same_operands("xlogy.Tensor", f.XLOGY, "self", "other")
 _same_operands("heaviside.default", f.HEAVISIDE, "self", "values")
+
+
+@_exact("fmax.default")
+def _fmax(x: Any) -> Any:
+    return (f.FMAX_LOW if x.low else f.FMAX), [x.self, x.other]
+
+
+@_exact("fmin.default")
+def _fmin(x: Any) -> Any:
+    return (f.FMIN_LOW if x.low else f.FMIN), [x.self, x.other]
 
 
 @_exact("nextafter.default")
@@ -384,7 +448,64 @@ def _where(x: Any) -> Any:
 
 @_exact("masked_fill.Scalar", "masked_fill.Tensor")
 def _masked_fill(x: Any) -> Any:
-    return f.CHOOSE, [x.mask, x.rounded(x.value), x.self]
+    return f.FILL_WHERE, [x.self, x.mask, x.rounded(x.value)]
+
+
+@_exact("fill.Scalar")
+def _fill(x: Any) -> Any:
+    return f.CONSTANT, [x.self, x.rounded(x.value)]
+
+
+@_exact("isinf.default")
+def _isinf(x: Any) -> Any:
+    return f.IS_INFINITE, [x.self]
+
+
+@_exact("signbit.default")
+def _signbit(x: Any) -> Any:
+    return f.SIGN_BIT, [x.self]
+
+
+@_exact("sinc.default")
+def _sinc(x: Any) -> Any:
+    if x.low:
+        raise _NotExactError("isn't proven in bfloat16")
+    return f.SINC, [x.self]
+
+
+@_exact("nan_to_num.default")
+def _nan_to_num(x: Any) -> Any:
+    limit = torch.finfo(x.rounds_to).max
+    high = limit if x.posinf is None else x.rounded(x.posinf)
+    low = -limit if x.neginf is None else x.rounded(x.neginf)
+    return f.NAN_TO_NUM, [x.self, x.rounded(x.nan or 0.0), high, low]
+
+
+@_exact("deg2rad.default")
+def _deg2rad(x: Any) -> Any:
+    return f.MUL, [x.self, math.pi / 180]
+
+
+@_exact("rad2deg.default")
+def _rad2deg(x: Any) -> Any:
+    return f.MUL, [x.self, 180 / math.pi]
+
+
+@_exact("logit.default")
+def _logit(x: Any) -> Any:
+    if x.eps is None:
+        return (f.LOGIT_LOW if x.low else f.LOGIT), [x.self]
+    low = x.rounded(x.eps)
+    formula = f.LOGIT_CLAMPED_LOW if x.low else f.LOGIT_CLAMPED
+    return formula, [x.self, low, x.rounded(1 - low)]
+
+
+@_exact("logit_backward.default")
+def _logit_backward(x: Any) -> Any:
+    if x.eps is None:
+        return f.LOGIT_BACKWARD, [x.grad_output, x.self]
+    low = x.rounded(x.eps)
+    return f.LOGIT_CLAMPED_BACKWARD, [x.grad_output, x.self, low, x.rounded(1 - low)]
 
 
 @_exact("isnan.default")
@@ -409,6 +530,11 @@ def _to_copy(x: Any) -> Any:
 @_exact("elu.default")
 def _elu(x: Any) -> Any:
     return f.ELU, [x.self, x.alpha * x.scale, x.scale, x.input_scale]
+
+
+@_exact("celu.default")
+def _celu(x: Any) -> Any:
+    return f.ELU, [x.self, x.alpha, 1.0, 1.0 / x.alpha]
 
 
 @_exact("softplus.default")
@@ -510,8 +636,29 @@ def _loss(name: str, formula: Formula, *constants: str) -> None:
         return formula, [x.self, x.target, *(getattr(x, constant) for constant in constants)]
 
 
+def _loss_gradient(name: str, formula: Formula, *constants: str) -> None:
+    @_exact(f"{name}_backward.default")
+    def entry(x: Any) -> Any:
+        if x.reduction != 0:
+            raise _NotExactError("divides by a number of elements")
+        numbers = [getattr(x, constant) for constant in constants]
+        return formula, [x.grad_output, x.self, x.target, *numbers]
+
+
+_loss_gradient("mse_loss", f.MSE_BACKWARD)
+_loss_gradient("smooth_l1_loss", f.SMOOTH_L1_BACKWARD, "beta")
+_loss_gradient("huber_loss", f.HUBER_BACKWARD, "delta")
 _loss("mse_loss", f.MSE)
 _loss("smooth_l1_loss", f.SMOOTH_L1, "beta")
+
+
+@_exact("binary_cross_entropy_with_logits.default")
+def _bce_with_logits(x: Any) -> Any:
+    if x.reduction != 0 or x.weight is not None or x.pos_weight is not None:
+        raise _NotExactError("is proven without weights and reduction only")
+    return f.BCE_WITH_LOGITS, [x.self, x.target]
+
+
 _loss("huber_loss", f.HUBER, "delta")
 
 
@@ -527,6 +674,7 @@ _MOVES = frozenset(
         *("roll.default", "repeat.default", "unbind.int", "select_backward.default"),
         *("slice_backward.default", "tril.default", "triu.default", "narrow.default"),
         *(
+            "empty_like.default",
             "zeros_like.default",
             "ones_like.default",
             "as_strided.default",
@@ -543,6 +691,15 @@ _WITH_NUMBERS_AS_TENSORS = frozenset(
         *("fmod.Scalar", "remainder.Scalar", "fmod.Tensor", "remainder.Tensor", "pow.Scalar"),
     )
 )
+
+_CONSTANTS = frozenset(
+    f"aten.{name}"
+    for name in ("scalar_tensor.default", "full.default", "zeros.default", "ones.default")
+)
+
+_TUPLES: Mapping[str, tuple[Formula, ...]] = {
+    "aten.log_sigmoid_forward.default": (f.LOG_SIGMOID, f.LOG_SIGMOID_BUFFER),
+}
 
 _CASTS = (torch.ops.aten._to_copy.default,)
 

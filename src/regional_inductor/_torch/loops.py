@@ -51,6 +51,20 @@ def scalar_positions(
     return (step, row, count, *_output_strides(shape, order))
 
 
+def one_dense_block(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> bool:
+    """Whether TensorIterator makes a single contiguous row of all dimensions."""
+    order = _order(shape, strides)
+    if not order:
+        return True
+    row, inner = _innermost(shape, strides, order)
+    return row == math.prod(shape) and (row == 1 or all(stride == 1 for stride in inner))
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor."""
+    return _output_strides(shape, list(range(len(shape)))[::-1])
+
+
 def _order(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
     """Dimensions from the innermost loop to the outermost."""
     order = list(range(len(shape)))[::-1]

@@ -17,6 +17,10 @@ _SPECIAL = (
     *(0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 6.0, 20.0, 88.7, -87.4, 103.0, -104.0),
     *(float("inf"), float("-inf"), float("nan"), 1e-40, -1e-40, 1.4e-45, 3.4e38, -3.4e38, 1.2e-38),
 )
+_SIGNALLING = {
+    torch.float32: (torch.int32, 0x7F800001),
+    torch.bfloat16: (torch.int16, 0x7F81),
+}
 
 
 def trial_inputs(fakes: list[Any], seed: int) -> list[Any]:
@@ -68,4 +72,9 @@ def _values(length: int, dtype: torch.dtype, generator: torch.Generator) -> torc
     plain = torch.randn(length, generator=generator)
     special = torch.tensor(_SPECIAL)[torch.randint(len(_SPECIAL), (length,), generator=generator)]
     values = torch.where(kinds < 0.5, plain, values)
-    return torch.where(kinds > 0.85, special, values).to(dtype)
+    values = torch.where(kinds > 0.85, special, values).to(dtype)
+    if dtype in _SIGNALLING:
+        # Arithmetic turns a signalling NaN into a quiet one, so it is written as bits.
+        bits, pattern = _SIGNALLING[dtype]
+        values.view(bits)[kinds > 0.99] = pattern
+    return values

@@ -1,0 +1,122 @@
+"""The table of docs/numerics.md.
+
+usage: python -m tests.numerics [--device cpu] [--types float32,bfloat16] [--table FILE] [--at-once N] [NAME ...]
+
+Exit code: 0 where everything equals eager bit for bit, or differs by what torch captures only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .cases import CASES, Case
+from .running import Outcome, run
+
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.numerics")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--types", default="float32,bfloat16")
+    parser.add_argument(
+        "--table", type=Path, help="a file that gets the table between two comments"
+    )
+    parser.add_argument("--at-once", type=int, default=12, help="cases in one graph")
+    parser.add_argument("names", nargs="*", help="cases, by name; all without")
+    arguments = parser.parse_args()
+    cases = [case for case in CASES if not arguments.names or case.name in arguments.names]
+    types = arguments.types.split(",")
+    outcomes: dict[str, dict[str, Outcome]] = {}
+    for dtype in types:
+        for start in range(0, len(cases), arguments.at_once):
+            some = cases[start : start + arguments.at_once]
+            began = time.perf_counter()
+            for outcome in run(some, getattr(torch, dtype), arguments.device):
+                outcomes.setdefault(outcome.name, {})[dtype] = outcome
+                left = f" ({', '.join(outcome.eager)})" if outcome.eager else ""
+                print(f"{dtype:9} {outcome.name:24} {_words(outcome)}{left}", flush=True)
+            print(f"  {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    summary = _summary(cases, outcomes, types, arguments.device)
+    print(summary)
+    if arguments.table:
+        _write(arguments.table, f"{summary}\n\n{_table(cases, outcomes, types)}", arguments.device)
+    wrong = [o for by_type in outcomes.values() for o in by_type.values() if o.unequal]
+    return 1 if any(not outcome.by_capture for outcome in wrong) else 0
+
+
+def _words(outcome: Outcome) -> str:
+    """A cell of the table."""
+    verdict = "equal"
+    if outcome.unequal:
+        verdict = "**differs by capture**" if outcome.by_capture else "**differs**"
+    parts = [verdict, outcome.status]
+    if outcome.regions:
+        parts.append(f"{outcome.kernels} kernels")
+    if outcome.unequal:
+        parts.append("; ".join(outcome.unequal[:3]))
+    return ", ".join(parts)
+
+
+def _summary(
+    cases: Sequence[Case],
+    outcomes: dict[str, dict[str, Outcome]],
+    types: Sequence[str],
+    device: str,
+) -> str:
+    lines = []
+    for dtype in types:
+        for kind in ("pointwise", "other", "pattern"):
+            found = [outcomes[case.name][dtype] for case in cases if case.kind == kind]
+            exact = [outcome for outcome in found if not outcome.unequal]
+            counts = {
+                status: sum(outcome.status == status for outcome in exact)
+                for status in ("compiled", "in part", "left eager")
+            }
+            told = ", ".join(f"{count} {status}" for status, count in counts.items())
+            lines.append(f"- {device}, {dtype}, {kind}: {len(exact)} of {len(found)} equal: {told}")
+    return "\n".join(lines)
+
+
+def _table(
+    cases: Sequence[Case], outcomes: dict[str, dict[str, Outcome]], types: Sequence[str]
+) -> str:
+    lines = [f"| case | {' | '.join(types)} | left eager |", "|---" * (len(types) + 2) + "|"]
+    for case in cases:
+        by_type = outcomes[case.name]
+        left = dict.fromkeys(op for outcome in by_type.values() for op in outcome.eager)
+        names = ", ".join(op.removeprefix("aten.") for op in left)
+        cells = " | ".join(_words(by_type[dtype]) for dtype in types)
+        lines.append(f"| {case.name} | {cells} | {names} |")
+    return "\n".join(lines)
+
+
+def _write(path: Path, table: str, device: str) -> None:
+    """Put the table between the two comments of a file, or at its end."""
+    text = path.read_text() if path.exists() else ""
+    capability = torch.backends.cpu.get_cpu_capability() if device == "cpu" else ""
+    if device == "cuda":
+        capability = torch.cuda.get_device_name()
+    title = (
+        f"torch {torch.__version__}, {platform.machine()} {capability}, `python -m tests.numerics"
+    )
+    title += "`:" if device == "cpu" else f" --device {device}`:"
+    begin, end = (mark.replace("table", f"table {device}") for mark in (BEGIN, END))
+    block = f"{begin}\n{title}\n\n{table}\n{end}"
+    if begin in text and end in text:
+        before, rest = text.split(begin)
+        text = before + block + rest.split(end)[1]
+    else:
+        text = f"{text.rstrip()}\n\n{block}\n"
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
