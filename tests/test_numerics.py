@@ -43,9 +43,10 @@ def awkward(*shape, dtype=torch.float32, seed=0):
 # --- which elements eager computes with its scalar code ---------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    st.lists(st.integers(1, 70), min_size=1, max_size=2)
+    | st.lists(st.integers(1, 11), min_size=3, max_size=3),
     st.randoms(use_true_random=False),
     st.sampled_from([1, 2]),
 )
@@ -81,7 +82,7 @@ def test_the_scalar_positions_of_a_layout_are_those_of_eager(shape, randomness, 
 def _laid_out(shape, randomness):
     """A tensor of some shape in some layout: permuted, with gaps, broadcast, or large."""
     if randomness.random() < 0.05:
-        shape = [randomness.choice([40_000, 70_001]), *([3] if randomness.random() < 0.5 else [])]
+        shape = randomness.choice([[40_001], [3, 13_001]])
     steps = [randomness.choice([1, 1, 1, 2]) for _ in shape]
     order = list(range(len(shape)))
     randomness.shuffle(order)
@@ -173,25 +174,6 @@ def test_forward_and_backward_around_what_stays_eager_are_equal_and_fused():
     assert left == {"aten.mean.dim", "aten.sum.dim_IntList"}
     kernels = [len(region.kernels) for region in compiled.report.regions]
     assert max(kernels) == 1, kernels
-
-
-@pytest.mark.inductor
-def test_usual_patterns_are_equal_and_their_pointwise_parts_are_fused():
-    from tests.numerics.cases import PATTERNS
-    from tests.numerics.running import run
-
-    names = ("RMS norm", "RoPE", "SwiGLU", "softmax by hand", "Adam step")
-    outcomes = run([case for case in PATTERNS if case.name in names], torch.bfloat16, "cpu")
-    assert {outcome.name: outcome.unequal for outcome in outcomes} == {name: [] for name in names}
-    assert {outcome.name: outcome.eager for outcome in outcomes} == {
-        "RMS norm": ["aten.mean.dim"],
-        "RoPE": [],
-        "SwiGLU": [],
-        "softmax by hand": ["aten.amax.default", "aten.sum.dim_IntList", "aten.div.Tensor"],
-        "Adam step": [],
-    }
-    # One kernel for each stretch between operators left eager, forward and backward.
-    assert all(outcome.kernels <= outcome.regions + 2 for outcome in outcomes)
 
 
 @pytest.mark.inductor

@@ -157,8 +157,13 @@ ATAN2 = Formula("a.atan2(b)", "std::atan2(a, b)")
 HYPOT = Formula("a.hypot(b)", "std::hypot(a, b)")
 COPYSIGN = Formula("a.copysign(b)")
 NEXTAFTER = Formula("a.nextafter(b)")
-MAXIMUM = Formula("at::vec::maximum(a, b)")
-MINIMUM = Formula("at::vec::minimum(a, b)")
+# Of two zeros the vector code takes the second, the scalar code the first.
+MAXIMUM = Formula(
+    "at::vec::maximum(a, b)", "if (a != a || b != b) return NAN; return a < b ? b : a;", 32
+)
+MINIMUM = Formula(
+    "at::vec::minimum(a, b)", "if (a != a || b != b) return NAN; return b < a ? b : a;", 32
+)
 # Of two zeros, the first; in bfloat16 the second. A signalling NaN is no missing number to the C library.
 FMAX = _each("a == b ? a : std::fmax(a, b)")
 FMIN = _each("a == b ? a : std::fmin(a, b)")
@@ -167,7 +172,6 @@ FMIN_LOW = _each("a == b ? b : std::fmin(a, b)")
 CLAMP = Formula("at::vec::clamp(a, R(b), R(c))")
 CLAMP_MIN = Formula("at::vec::clamp_min(a, R(b))")
 CLAMP_MAX = Formula("at::vec::clamp_max(a, R(b))")
-CLAMP_TENSORS = Formula("at::vec::minimum(at::vec::maximum(a, b), c)")
 XLOGY = _each("if (std::isnan(b)) return NAN; return a == 0 ? 0.f : a * R(std::log(b));")
 HEAVISIDE = Formula("V::blendv(a.gt(V(0)), b, a == V(0))")
 _LOGADD = (

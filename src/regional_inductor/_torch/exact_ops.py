@@ -416,14 +416,13 @@ def _nextafter(x: Any) -> Any:
     return f.NEXTAFTER, [x.self, x.other]
 
 
-@_exact("clamp.default", "clamp.Tensor")
+@_exact("clamp.default")
 def _clamp(x: Any) -> Any:
     if x.min is None:
-        return f.CLAMP_MAX if isinstance(x.max, float | int) else f.MINIMUM, [x.self, x.max]
+        return f.CLAMP_MAX, [x.self, x.max]
     if x.max is None:
-        return f.CLAMP_MIN if isinstance(x.min, float | int) else f.MAXIMUM, [x.self, x.min]
-    constant = isinstance(x.min, float | int)
-    return f.CLAMP if constant else f.CLAMP_TENSORS, [x.self, x.min, x.max]
+        return f.CLAMP_MIN, [x.self, x.min]
+    return f.CLAMP, [x.self, x.min, x.max]
 
 
 @_exact("clamp_min.default")

@@ -11,7 +11,6 @@ Checked on torch 2.13: `TensorIteratorBase::reorder_dimensions`, `coalesce_dimen
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -123,7 +122,6 @@ def _innermost(
     return row, inner
 
 
-@functools.cache
 def is_scalar(position: int, positions: tuple[int, ...], threads: int) -> bool:
     """Whether element number `position` is done by scalar code; what generated code decides."""
     if positions in (ALL_VECTOR, ALL_SCALAR):
