@@ -211,7 +211,9 @@ def _graph_source(graph: Any) -> str:
         if getattr(graph, name, None):
             raise NotBundledError(f"it has {name.strip('_').replace('_', ' ')}")
     call = getattr(graph.current_callable, "__func__", graph.current_callable)
-    if getattr(call, "__globals__", None) is not vars(_module_of(graph.source_code)):
+    # By file: regions with other keys may have the same code, which then is loaded once for each.
+    home = getattr(call, "__globals__", {}).get("__file__")
+    if home is None or home != _module_of(graph.source_code).__file__:
         raise NotBundledError("something is wrapped around its call")
     return str(graph.source_code)
 
