@@ -10,7 +10,7 @@ Most kernels run the same function everywhere. Some run a vector function on who
 and the C library's scalar function on what is left over, and on strided rows; the two differ in the
 last bit. Those have a `scalar` too, and `loops.py` says which element gets which.
 
-Checked bit by bit against torch 2.13 on AVX512 and AVX2, with MKL; other builds of torch may contract
+Checked bit by bit against torch 2.13 on AVX512, with MKL; other builds of torch may contract
 differently, which is why every compiled region is also compared with eager before it is used.
 """
 

@@ -147,6 +147,7 @@ def _has_float_constant(node: Node) -> bool:
 def _formulated(node: Node, value: torch.Tensor, entry: Entry) -> Exact:
     rounds_to = _compute_dtype(node, value)
     low = rounds_to is not torch.float32
+    _vector_bytes()  # of a processor that nobody tried, nothing is known
     formula, operands = entry(_Arguments(node, rounds_to))
     nodes = [o for o in operands if isinstance(o, Node)]
     for number in operands:
@@ -204,7 +205,7 @@ def _own_strides(value: torch.Tensor, operands: list[torch.Tensor]) -> tuple[int
 
 def _vector_bytes() -> int:
     capability = torch.backends.cpu.get_cpu_capability()
-    sizes = {"AVX512": 64, "AVX2": 32}
+    sizes = {"AVX512": 64}
     if capability not in sizes or not torch._C.has_mkl:
         raise _NotExactError(f"nothing is proven for processors with {capability}")
     return sizes[capability]
