@@ -11,12 +11,15 @@ on layer assignment), counting only alternations between a group and the rest.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Adjacency = Sequence[Sequence[int]]
 
 _EFFORT = 3_000_000
 """Most node visits spent on looking for fewer regions in one cyclic component."""
+
+_FEW = 4
+"""So many groups are levelled over the whole graph before anybody looks for the cycles."""
 
 
 def resolve(successors: Adjacency, group: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -32,13 +35,34 @@ def resolve(successors: Adjacency, group: Sequence[int]) -> tuple[list[int], lis
         which contracted units run, each unit given by its first member.
     """
     result = _renumber(group)
+    levelled = _levelled(successors, result)
+    if levelled is not None:
+        order, cyclic = _order(successors, levelled)
+        if not cyclic:
+            return levelled, order
     while True:
         order, cyclic = _order(successors, result)
         if not cyclic:
             return result, order
+        fresh = len(group)
         for component in _components(successors, result, cyclic):
-            _split(successors, result, component)
+            fresh = _split(successors, result, component, fresh)
         result = _renumber(result)
+
+
+def _levelled(successors: Adjacency, group: Sequence[int]) -> list[int] | None:
+    """Groups split by their levels in the whole graph, where there are few and one of them must split.
+
+    What `_best_split` tries first in each cyclic component, for all of them at once: a group's levels
+    differ only along paths that leave it and come back, and such a path lies in one component.
+    """
+    groups = 1 + max(group, default=-1)
+    if not 0 < groups <= _FEW:
+        return None
+    predecessors = _reversed(successors)
+    levels = [_levels(predecessors, group, g) for g in range(groups)]
+    split = _join_levels(group, levels)
+    return None if 1 + max(split) == groups else split
 
 
 def _renumber(group: Sequence[int]) -> list[int]:
@@ -73,90 +97,95 @@ def _order(successors: Adjacency, group: Sequence[int]) -> tuple[list[int], list
     for i in range(count):
         if group[i] >= 0:
             members.setdefault(unit[i], []).append(i)
-    heap = [(last[i], i) for i in range(count) if unit[i] == i and waiting[i] == 0]
+    # A unit is known by its last member's place, so that the heap holds plain numbers.
+    heap = [last[i] for i in range(count) if unit[i] == i and waiting[i] == 0]
     heapq.heapify(heap)
+    pop, push = heapq.heappop, heapq.heappush
     order: list[int] = []
     done = [False] * count
     while heap:
-        _, u = heapq.heappop(heap)
+        u = unit[pop(heap)]
         order.append(u)
         done[u] = True
-        for i in members.get(u, (u,)):
+        for i in members.get(u) or (u,):
             for j in successors[i]:
                 v = unit[j]
                 if v != u:
                     waiting[v] -= 1
-                    if waiting[v] == 0:
-                        heapq.heappush(heap, (last[v], v))
+                    if not waiting[v]:
+                        push(heap, last[v])
     left = [i for i in range(count) if not done[unit[i]]]
     return order, left
 
 
 def _components(successors: Adjacency, group: Sequence[int], nodes: list[int]) -> list[list[int]]:
-    """Node lists of the strongly connected components (of units) with a cycle. Tarjan, iterative."""
+    """Node lists of the strongly connected components (of units) with a cycle. Tarjan, iterative.
+
+    `nodes` are those that `_order` left over: whatever comes after one of them is one of them too.
+    """
     unit, _ = _units(group)
-    inside = set(nodes)
     members: dict[int, list[int]] = {}
     for i in nodes:
         members.setdefault(unit[i], []).append(i)
-    edges = {
-        u: list(
-            dict.fromkeys(
-                unit[j] for i in found for j in successors[i] if j in inside and unit[j] != u
-            )
-        )
-        for u, found in members.items()
-    }
-    index: dict[int, int] = {}
-    low: dict[int, int] = {}
-    on_stack: set[int] = set()
+    index = [0] * len(group)  # 0: not seen yet
+    low = [0] * len(group)
+    on_stack = bytearray(len(group))
     stack: list[int] = []
     components: list[list[int]] = []
+    seen = 0
+
+    def after(u: int) -> Iterator[int]:
+        return iter([unit[j] for i in members[u] for j in successors[i]])
+
     for start in members:
-        if start in index:
+        if index[start]:
             continue
-        work = [(start, 0)]
+        seen += 1
+        index[start] = low[start] = seen
+        stack.append(start)
+        on_stack[start] = 1
+        work = [(start, after(start))]
         while work:
-            u, at = work.pop()
-            if at == 0:
-                index[u] = low[u] = len(index)
-                stack.append(u)
-                on_stack.add(u)
-            for k in range(at, len(edges[u])):
-                v = edges[u][k]
-                if v not in index:
-                    work.append((u, k + 1))
-                    work.append((v, 0))
+            u, ahead = work[-1]
+            for v in ahead:
+                if not index[v]:
+                    seen += 1
+                    index[v] = low[v] = seen
+                    stack.append(v)
+                    on_stack[v] = 1
+                    work.append((v, after(v)))
                     break
-                if v in on_stack:
-                    low[u] = min(low[u], index[v])
+                if on_stack[v] and index[v] < low[u]:
+                    low[u] = index[v]
             else:
-                if low[u] == index[u]:
-                    component = []
-                    while True:
-                        v = stack.pop()
-                        on_stack.discard(v)
-                        component.append(v)
-                        if v == u:
-                            break
-                    if len(component) > 1:
-                        components.append(sorted(i for v in component for i in members[v]))
+                work.pop()
                 if work:
                     parent = work[-1][0]
                     low[parent] = min(low[parent], low[u])
+                if low[u] < index[u]:
+                    continue
+                component: list[int] = []
+                while not component or component[-1] != u:
+                    component.append(stack.pop())
+                    on_stack[component[-1]] = 0
+                if len(component) > 1:
+                    components.append(sorted(i for v in component for i in members[v]))
     return components
 
 
-def _split(successors: Adjacency, group: list[int], component: list[int]) -> None:
-    """Give the nodes of one cyclic component new groups that contract without a cycle."""
+def _split(successors: Adjacency, group: list[int], component: list[int], fresh: int) -> int:
+    """Give the nodes of one cyclic component new groups that contract without a cycle.
+
+    The new groups are numbered from `fresh` on; returns the next number.
+    """
     local = {node: i for i, node in enumerate(component)}
     edges = [[local[j] for j in successors[node] if j in local] for node in component]
     colour = _renumber([group[node] for node in component])
     best = _best_split(edges, colour)
-    fresh = max(group) + 1
     for i, node in enumerate(component):
         if best[i] >= 0:
             group[node] = fresh + best[i]
+    return fresh + 1 + max(best)
 
 
 def _best_split(edges: Adjacency, colour: list[int]) -> list[int]:
@@ -198,16 +227,17 @@ def _reversed(edges: Adjacency) -> list[list[int]]:
 
 def _levels(predecessors: Adjacency, colour: Sequence[int], c: int) -> list[int]:
     """How many groups of colour ``c`` must have run before each node can. One sweep."""
-    level = [0] * len(colour)
+    inside = [0] * len(colour)  # what a node of the colour sees at its predecessors
+    outside = [0] * len(colour)  # and any other node: one more behind a node of the colour
+    of_inside, of_outside = inside.__getitem__, outside.__getitem__
     for i, before in enumerate(predecessors):
-        highest = 0
-        mine = colour[i] == c
-        for p in before:
-            reached = level[p] + (colour[p] == c and not mine)
-            if reached > highest:
-                highest = reached
-        level[i] = highest
-    return level
+        if colour[i] == c:
+            if before:
+                inside[i] = max(map(of_inside, before))
+            outside[i] = inside[i] + 1
+        elif before:
+            inside[i] = outside[i] = max(map(of_outside, before))
+    return inside
 
 
 def _late_levels(successors: Adjacency, colour: Sequence[int], c: int) -> list[int]:

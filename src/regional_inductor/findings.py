@@ -180,7 +180,7 @@ class _Between:
     def __init__(self, graph: PartitionedGraph, settings: Settings) -> None:
         self.nodes = list(graph.marked.module.graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
-        self.successors = order_constraints(graph.marked, settings)
+        self.successors = order_constraints(graph.marked, settings, self.nodes, self.position)
 
     def of(self, regions: Iterable[Region]) -> tuple[Node, ...]:
         inside = {self.position[node] for region in regions for node in region.nodes}

@@ -14,6 +14,7 @@ import math
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 import torch
@@ -92,7 +93,7 @@ class Mark:
     eager: bool = False
     source: str = ""
 
-    @property
+    @cached_property
     def options_key(self) -> tuple[Hashable, ...]:
         """What two marks must agree in for "the same options": all that changes the compiled code."""
         return (
@@ -103,7 +104,7 @@ class Mark:
             self.eager,
         )
 
-    @property
+    @cached_property
     def join_key(self) -> tuple[Hashable, ...]:
         """What must be equal to share a region: the options and the id, not name, scope or entry."""
         return (*self.options_key, _typed(self.id))

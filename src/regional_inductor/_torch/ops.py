@@ -105,6 +105,8 @@ _OPAQUE = OpTraits(draws=True, ordered=True, opaque=True)
 
 def traits(node: Node, module: torch.nn.Module) -> OpTraits:
     """The traits of a node's target; what is unknown counts as doing everything."""
+    if type(node.target) is OpOverload and "out" not in node.kwargs:
+        return _schema_traits(node.target)
     if node.op in ("placeholder", "get_attr", "output"):
         return _PURE
     if node.op == "call_method":

@@ -44,7 +44,7 @@ def partition(collected: Collected, settings: Settings) -> Partitioned:
 def _partition_graph(graph: MarkedGraph, settings: Settings) -> PartitionedGraph:
     nodes = list(graph.module.graph.nodes)
     position = {node: i for i, node in enumerate(nodes)}
-    successors = order_constraints(graph, settings)
+    successors = order_constraints(graph, settings, nodes, position)
     if settings.merge == "all":
         wanted = _groups_by_mark(nodes, graph)
     else:
@@ -55,10 +55,10 @@ def _partition_graph(graph: MarkedGraph, settings: Settings) -> PartitionedGraph
     return _as_schedule(graph, nodes, group, order)
 
 
-def order_constraints(graph: MarkedGraph, settings: Settings) -> list[list[int]]:
+def order_constraints(
+    graph: MarkedGraph, settings: Settings, nodes: list[Node], position: dict[Node, int]
+) -> list[list[int]]:
     """For each node's position the positions that must come after it, by data or hidden order."""
-    nodes = list(graph.module.graph.nodes)
-    position = {node: i for i, node in enumerate(nodes)}
     found = [ops.traits(node, graph.module) for node in nodes]
     successors: list[list[int]] = [[position[user] for user in node.users] for node in nodes]
     for earlier, later in ops.ordering_edges(nodes, graph.module, found):
@@ -122,10 +122,18 @@ def _follow_producers(
 def _groups_by_mark(nodes: list[Node], graph: MarkedGraph) -> list[int]:
     """One group for all nodes of one mark."""
     numbers: dict[Hashable, int] = {}
+    known: dict[tuple[int, str], int] = {}  # by the mark itself: many nodes share one
     group = []
     for node in nodes:
         marked = graph.marks.get(node)
-        group.append(-1 if marked is None else numbers.setdefault(_joinable(marked), len(numbers)))
+        if marked is None:
+            group.append(-1)
+            continue
+        seen = (id(marked.mark), marked.direction)
+        number = known.get(seen)
+        if number is None:
+            number = known[seen] = numbers.setdefault(_joinable(marked), len(numbers))
+        group.append(number)
     return group
 
 
