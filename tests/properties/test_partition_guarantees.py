@@ -114,13 +114,21 @@ def dict_of_options(node: Any) -> dict[str, Any]:
     return value.get("inductor_configs", {}) if isinstance(value, dict) else {}
 
 
+def wants_exact(node: Any) -> bool:
+    value = producer_of(node).meta["custom"]["compile_with_inductor"]
+    return isinstance(value, dict) and value.get("numerics") == "eager"
+
+
 @given(programs(), MERGES)
 def test_2_each_marked_node_is_in_one_region_and_no_other_node_is_in_any(program, merge):
     gm = build(program)
     result = partitioned(gm, merge)
     inside = [n for region in result.regions for n in region.nodes] if result else []
     assert len(inside) == len(set(inside))
-    assert set(inside) == {n for n in gm.graph.nodes if is_marked(n)}
+    marked = {n for n in gm.graph.nodes if is_marked(n)}
+    # numerics="eager" may leave an operator out that it can't compile bit for bit, and says so.
+    exact = {n for n in marked if wants_exact(n)}
+    assert marked - exact <= set(inside) <= marked
 
 
 @given(st.data())
@@ -177,7 +185,8 @@ def test_4_unmarked_nodes_keep_their_order(program):
     result = partitioned(gm, "scope")
     assume(result is not None)
     outside = [item.name for item in result.schedule if hasattr(item, "op")]
-    assert outside == [n.name for n in gm.graph.nodes if not is_marked(n)]
+    inside = {n for region in result.regions for n in region.nodes}
+    assert outside == [n.name for n in gm.graph.nodes if n not in inside]
 
 
 @given(programs(), MERGES)
