@@ -1,4 +1,4 @@
-# make demo | test | test-models | fuzz | mutants | check | bench | docs | format | clean       each sets up .venv first, once
+# make demo | test | test-models | test-faults | fuzz | mutants | check | bench | docs | format | clean       each sets up .venv first, once
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ ARGS ?=
 # On a CUDA machine, as it is: its own Python with its own torch, nothing set up.
 GPU_PYTHON ?= python3
 
-.PHONY: demo test test-models fuzz mutants check bench bench-start docs test-gpu bench-gpu format clean
+.PHONY: demo test test-models test-faults fuzz mutants check bench bench-start docs test-gpu bench-gpu format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt tools/set_up.sh
@@ -32,6 +32,10 @@ test-models: $(STAMP)
 N ?= 200
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz --programs $(N) --jobs 2 $(ARGS)
+
+# Compilers that fail, damaged caches, kills, forks, many threads and processes: minutes. ARGS="-k killed" for some.
+test-faults: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 tests/faults -o python_files='faults_*.py' $(ARGS)
 
 # Faults planted in copies of the library, which the tests must notice; ARGS="key" for some.
 mutants: $(STAMP)

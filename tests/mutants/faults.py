@@ -94,15 +94,15 @@ FAULTS = (
     Fault(
         "a level is off by one",
         "contraction.py",
-        "reached = level[p] + (colour[p] == c and not mine)",
-        "reached = level[p] + (colour[p] == c)",
+        "max(map(of_inside, before))",
+        "max(map(of_outside, before))",
         ("tests/properties/test_fewest_regions.py", "tests/test_contraction.py"),
     ),
     Fault(
         "a level is never raised",
         "contraction.py",
-        "reached = level[p] + (colour[p] == c and not mine)",
-        "reached = level[p]",
+        "outside[i] = inside[i] + 1",
+        "outside[i] = inside[i]",
         ("tests/test_contraction.py", "tests/properties/test_partition_guarantees.py"),
     ),
     Fault(

@@ -23,6 +23,7 @@ from support.oracles import (
     fewest_pieces,
     hidden_order,
     is_marked,
+    may_stay_out,
     on_a_cycle,
     places,
     producer_of,
@@ -114,11 +115,6 @@ def dict_of_options(node: Any) -> dict[str, Any]:
     return value.get("inductor_configs", {}) if isinstance(value, dict) else {}
 
 
-def wants_exact(node: Any) -> bool:
-    value = producer_of(node).meta["custom"]["compile_with_inductor"]
-    return isinstance(value, dict) and value.get("numerics") == "eager"
-
-
 @given(programs(), MERGES)
 def test_2_each_marked_node_is_in_one_region_and_no_other_node_is_in_any(program, merge):
     gm = build(program)
@@ -126,9 +122,7 @@ def test_2_each_marked_node_is_in_one_region_and_no_other_node_is_in_any(program
     inside = [n for region in result.regions for n in region.nodes] if result else []
     assert len(inside) == len(set(inside))
     marked = {n for n in gm.graph.nodes if is_marked(n)}
-    # numerics="eager" may leave an operator out that it can't compile bit for bit, and says so.
-    exact = {n for n in marked if wants_exact(n)}
-    assert marked - exact <= set(inside) <= marked
+    assert {n for n in marked if not may_stay_out(n)} <= set(inside) <= marked
 
 
 @given(st.data())

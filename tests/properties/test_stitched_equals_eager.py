@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from support.oracles import is_marked
+from support.oracles import is_marked, may_stay_out
 from support.random_graphs import (
     EVERYTHING,
     FUNCTIONAL,
@@ -126,7 +126,8 @@ def test_the_report_accounts_for_every_marked_node(program, merge):
     marked = [n for n in gm.graph.nodes if is_marked(n)]
     apply(gm, merge)
     report = ri.last_report()
-    assert sum(region.nodes for region in report.regions) == len(marked)
+    held = sum(region.nodes for region in report.regions)
+    assert sum(not may_stay_out(n) for n in marked) <= held <= len(marked)
     assert {region.status for region in report.regions} <= {"compiled", "shared", "memory", "eager"}
     assert all(region.reason for region in report.regions if region.status == "eager")
     assert str(report)

@@ -121,6 +121,12 @@ def is_marked(node: Node) -> bool:
     return raw_mark(producer_of(node)) is not None
 
 
+def may_stay_out(node: Node) -> bool:
+    """Whether a marked node asks for `numerics="eager"`, which leaves out what it can't give bit for bit."""
+    value = producer_of(node).meta["custom"][MARK]
+    return isinstance(value, dict) and value.get("numerics") == "eager"
+
+
 # --- graph facts by brute force --------------------------------------------------------------------
 
 
