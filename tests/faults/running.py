@@ -71,6 +71,7 @@ class Subject:
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
             "TORCHINDUCTOR_CACHE_DIR": str(inductor),
+            "REGIONAL_INDUCTOR_CACHE": "1",
             "REGIONAL_INDUCTOR_CACHE_DIR": str(regions),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "CXX": str(self.folder / "g++"),
