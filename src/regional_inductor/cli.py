@@ -13,6 +13,7 @@ from . import demo, doctor
 
 if TYPE_CHECKING:
     from .disk import Disk
+    from .factory import Example
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,16 +99,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "target", metavar="SCRIPT_OR_MODULE:FACTORY", help="what gives the model and its arguments"
     )
-    parser.add_argument(
-        "--mark",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="mark modules by name before, as regional_inductor.mark does; may be repeated",
-    )
-    parser.add_argument(
-        "--merge", choices=("scope", "all"), help="which marked nodes may share a region"
-    )
+    _add_marks(parser)
     parser.add_argument(
         "--json",
         type=Path,
@@ -121,17 +113,11 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run_explain(arguments: argparse.Namespace) -> int:
-    from .errors import MarkError
     from .explaining import explain
-    from .factory import FactoryError, load
 
-    try:
-        example = load(arguments.target)
-        _mark(example.model, arguments.mark)
-    except (FactoryError, MarkError) as error:
-        return _complain(str(error), 2)
-    except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
-        return _complain(f"{arguments.target} raised {type(error).__name__}: {error}", 1)
+    example = _example(arguments)
+    if isinstance(example, int):
+        return example
     call = functools.partial(explain, example.model, *example.args, **example.kwargs)
     try:
         report = call(merge=arguments.merge) if arguments.merge else call()
@@ -181,39 +167,18 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "target", metavar="SCRIPT_OR_MODULE:FACTORY", help="what gives the model and its arguments"
     )
-    parser.add_argument(
-        "--mark",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="mark modules by name before, as regional_inductor.mark does; may be repeated",
-    )
-    parser.add_argument(
-        "--merge", choices=("scope", "all"), help="which marked nodes may share a region"
-    )
-    parser.add_argument(
-        "--tolerance",
-        nargs=2,
-        type=float,
-        metavar=("RELATIVE", "ABSOLUTE"),
-        help="for all dtypes; by default those of torch.testing.assert_close",
-    )
+    _add_marks(parser)
+    _add_tolerance(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     parser.set_defaults(run=_run_verify)
 
 
 def _run_verify(arguments: argparse.Namespace) -> int:
-    from .errors import MarkError
-    from .factory import FactoryError, load
     from .verifying import verify
 
-    try:
-        example = load(arguments.target)
-        _mark(example.model, arguments.mark)
-    except (FactoryError, MarkError) as error:
-        return _complain(str(error), 2)
-    except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
-        return _complain(f"{arguments.target} raised {type(error).__name__}: {error}", 1)
+    example = _example(arguments)
+    if isinstance(example, int):
+        return example
     call = functools.partial(verify, example.model, *example.args, **example.kwargs)
     try:
         result = call(
@@ -334,23 +299,8 @@ def _add_bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     what.add_argument(
         "--run", dest="command", metavar="COMMAND", help="a shell command in place of a model"
     )
-    parser.add_argument(
-        "--mark",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="mark modules by name before, as regional_inductor.mark does; may be repeated",
-    )
-    parser.add_argument(
-        "--merge", choices=("scope", "all"), help="which marked nodes may share a region"
-    )
-    parser.add_argument(
-        "--tolerance",
-        nargs=2,
-        type=float,
-        metavar=("RELATIVE", "ABSOLUTE"),
-        help="for all dtypes; by default those of torch.testing.assert_close",
-    )
+    _add_marks(parser)
+    _add_tolerance(parser)
     parser.add_argument(
         "--slower-than",
         type=float,
@@ -368,9 +318,7 @@ def _add_bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run_bisect(arguments: argparse.Namespace) -> int:
     from .bisecting import bisect
-    from .errors import MarkError, RegionError
-    from .factory import FactoryError, load
-    from .mark import mark
+    from .errors import RegionError
 
     script = None if arguments.script == "none" else arguments.script
     if arguments.command is not None:
@@ -380,14 +328,9 @@ def _run_bisect(arguments: argparse.Namespace) -> int:
             arguments.complain(f"{given[0]} is for a model; a command marks and checks by itself")
         call = functools.partial(bisect, check=arguments.command, script=script)
     else:
-        try:
-            example = load(arguments.target)
-            for pattern in arguments.mark:
-                mark(example.model, pattern)
-        except (FactoryError, MarkError) as error:
-            return _complain(str(error), 2)
-        except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
-            return _complain(f"{arguments.target} raised {type(error).__name__}: {error}", 1)
+        example = _example(arguments)
+        if isinstance(example, int):
+            return example
         call = functools.partial(
             bisect,
             example.model,
@@ -405,6 +348,44 @@ def _run_bisect(arguments: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001 - so may the model, uncompiled
         return _complain(f"the model raised {type(error).__name__}: {error}", 1)
     return 0 if found.ok else 1
+
+
+def _add_marks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mark",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="mark modules by name before, as regional_inductor.mark does; may be repeated",
+    )
+    parser.add_argument(
+        "--merge", choices=("scope", "all"), help="which marked nodes may share a region"
+    )
+
+
+def _add_tolerance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tolerance",
+        nargs=2,
+        type=float,
+        metavar=("RELATIVE", "ABSOLUTE"),
+        help="for all dtypes; by default those of torch.testing.assert_close",
+    )
+
+
+def _example(arguments: argparse.Namespace) -> Example | int:
+    """The marked model that the command line names, or the exit code of what was wrong with it."""
+    from .errors import MarkError
+    from .factory import FactoryError, load
+
+    try:
+        example = load(arguments.target)
+        _mark(example.model, arguments.mark)
+    except (FactoryError, MarkError) as error:
+        return _complain(str(error), 2)
+    except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
+        return _complain(f"{arguments.target} raised {type(error).__name__}: {error}", 1)
+    return example
 
 
 def _complain(text: str, code: int) -> int:
