@@ -103,7 +103,7 @@ def badly_marked():
 """
 
 
-@pytest.mark.parametrize("command", ["explain", "verify"])
+@pytest.mark.parametrize("command", ["explain", "verify", "bisect"])
 @pytest.mark.parametrize(
     ("factory", "more", "code", "message"),
     [
