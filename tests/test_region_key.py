@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Hashable
@@ -19,6 +20,7 @@ from support.graphs import MARK, capture, mark_nodes, marked
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
+from regional_inductor.identity import times_asked
 from regional_inductor.pipeline import run
 from regional_inductor.region_key import environment_key, region_key
 from regional_inductor.regions import Settings
@@ -258,6 +260,57 @@ def test_the_order_of_options_does_not():
     one = {"max_autotune": True, "epilogue_fusion": False}
     other = dict(reversed(one.items()))
     assert key(sine, ones(4), options=one) == key(sine, ones(4), options=other)
+
+
+_IN_A_PROCESS = """
+import torch
+from torch._inductor import config
+from torch.fx import Graph, GraphModule
+from regional_inductor.region_key import environment_key, region_key
+graph = Graph()
+graph.output((graph.placeholder("x"),))
+options = {
+    "max_autotune": True, "epilogue_fusion": False, "cpp.simdlen": 8, "split_reductions": False,
+}
+print(region_key(
+    GraphModule(torch.nn.Module(), graph), options, backend="eager", environment=environment_key()
+))
+"""
+
+
+def test_the_order_in_which_a_process_lists_sets_does_not():
+    """It changes from start to start, and what is stored must be found again."""
+    keys = {
+        subprocess.run(
+            [sys.executable, "-c", _IN_A_PROCESS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("kind", ["a function", "an object without a hash"])
+def test_an_object_among_the_options_separates_and_means_nothing_to_other_processes(kind):
+    """Its address does not: the next object may lie there, in another process too."""
+
+    class Unhashable:
+        __hash__ = None
+
+    def made():
+        return Unhashable() if kind != "a function" else lambda graph: graph
+
+    mine, asked = made(), times_asked()
+    one = key(sine, ones(4), options={"post_grad_custom_post_pass": mine})
+    assert times_asked() > asked
+    assert one == key(sine, ones(4), options={"post_grad_custom_post_pass": mine})
+    keys = {one}
+    del mine
+    for _ in range(20):
+        keys.add(key(sine, ones(4), options={"post_grad_custom_post_pass": made()}))
+    assert len(keys) == 21
 
 
 def test_the_backend_separates():

@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.inductor
 
@@ -96,12 +97,49 @@ def test_a_damaged_precompiled_header_is_removed_and_done_without(make, library,
     assert not compiled.exists()
 
 
-def test_inductor_is_left_as_it_was():
+def test_a_damaged_library_of_what_the_processor_can_do_is_no_answer(monkeypatch, tmp_path):
+    """Without an answer Inductor has no vector instructions, and the code in its cache is written for them."""
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    from regional_inductor._torch.whole_libraries import is_whole, mending
+
+    class Plain(VecISA):
+        _bit_width, _macro, _arch_flags, _dtype_nelements = 0, (), "", {}
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    code = 'extern "C" int kernel() { return 3; }'
+    assert Plain().check_build(code)
+    (library,) = tmp_path.rglob("*.so")
+    library.write_bytes(library.read_bytes()[:3000])
+    assert not Plain().check_build(code)
+    with mending():
+        assert Plain().check_build(code)
+    assert is_whole(str(library))
+    with mending():
+        assert not Plain().check_build("no code")
+
+
+def test_on_a_torch_that_nobody_has_looked_at_nothing_is_replaced(monkeypatch):
     from torch._inductor import codecache
 
     from regional_inductor._torch.whole_libraries import mending
 
     before = codecache._worker_compile_cpp
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    with mending():
+        assert codecache._worker_compile_cpp is before
+
+
+def test_inductor_is_left_as_it_was():
+    from torch._inductor import codecache, cpp_builder, cpu_vec_isa
+
+    from regional_inductor._torch.whole_libraries import mending
+
+    def places():
+        builder = cpp_builder.CppBuilder.get_target_file_path
+        return codecache._worker_compile_cpp, cpu_vec_isa.VecISA.check_build, builder
+
+    before = places()
     with mending(), mending():
-        assert codecache._worker_compile_cpp is not before
-    assert codecache._worker_compile_cpp is before
+        assert not set(places()) & set(before)
+    assert places() == before

@@ -20,7 +20,6 @@ from ._torch import inductor, ops
 from ._torch.config import set_by_the_user
 from ._torch.symbols import SYMBOLIC_TYPES, expression_of, shape_env_of, symbols_of
 from .identity import identity_of
-from .options import freeze
 
 
 def region_key(
@@ -68,7 +67,7 @@ def key_parts(
     """
     texts: dict[str, list[str]] = {
         "backend": [f"backend {backend}"],
-        "options": [f"options {freeze(dict(options))!r}"],
+        "options": [f"options {_spell(dict(options), {}, module)}"],
         "environment": [environment],
         "operators": [
             ops.target_identity(n) for n in module.graph.nodes if n.op.startswith("call")

@@ -52,7 +52,7 @@ FAULTS = (
     Fault(
         "the key ignores the options",
         "region_key.py",
-        'f"options {freeze(dict(options))!r}"',
+        'f"options {_spell(dict(options), {}, module)}"',
         '"options"',
         _KEYS,
     ),

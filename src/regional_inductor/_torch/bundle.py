@@ -36,6 +36,7 @@ import torch
 from torch._guards import TracingContext, tracing
 
 from . import generated, inductor
+from .versions import is_one_of
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
 
@@ -55,7 +56,7 @@ def dump(compiled: Any) -> Parts:
     Raises:
         NotBundledError: It holds something that only this process, or a compiler, can make.
     """
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) not in CHECKED_VERSIONS:
+    if not is_one_of(CHECKED_VERSIONS):
         raise NotBundledError(f"not checked on torch {torch.__version__}")
     if isinstance(compiled, LoadedGraph):
         return dict(compiled.parts)

@@ -25,6 +25,7 @@ from torch.fx.node import Node
 
 from . import ops
 from .symbols import symbols_of
+from .versions import is_one_of
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
 # Options that `compile_fx` itself acts upon, around or before the part that is called here.
@@ -44,8 +45,7 @@ class DirectLoweringRefusedError(Exception):
 
 def refusal(module: torch.fx.GraphModule, options: Mapping[str, Any]) -> str:
     """Why a region can't be lowered directly, or an empty string."""
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version not in CHECKED_VERSIONS:
+    if not is_one_of(CHECKED_VERSIONS):
         return f"not checked on torch {torch.__version__}"
     for node in module.graph.nodes:
         reason = _node_refusal(node, module)

@@ -43,6 +43,7 @@ from torch._guards import TracingContext, tracing
 
 from .link_stubs import with_stubs
 from .translation_units import not_beside_others, unit_source
+from .versions import is_one_of
 from .whole_libraries import is_whole, usual_worker
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
@@ -246,8 +247,7 @@ def kernel_batch() -> Iterator[KernelBatch]:
 
 def is_possible() -> bool:
     """Whether this torch is known and nobody else has put himself where we would."""
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version not in CHECKED_VERSIONS or os.name != "posix":
+    if not is_one_of(CHECKED_VERSIONS) or os.name != "posix":
         return False
     from torch._inductor import codecache, cpp_builder
     from torch._inductor.async_compile import AsyncCompile

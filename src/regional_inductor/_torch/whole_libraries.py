@@ -2,10 +2,15 @@
 
 The compiler writes them in place: a process that is killed, a full disk or a copied cache leaves the
 beginning of one. Loading that can end the process (a page behind the end of the file), and a damaged
-precompiled header fails every later kernel. Here they are removed, so that they are made anew.
+precompiled header fails every later kernel. With damaged libraries of the questions that Inductor asks
+about the processor, it has no vector instructions, for which the code in its cache is written: every
+kernel fails. Here they are removed, so that they are made anew.
 
-Checked on torch 2.13: `codecache._worker_compile_cpp(lock_path, cpp_builders)`, which makes whatever
-files are missing, and is looked up when a kernel is asked for; `exc.CppCompileError.output`.
+Checked on torch 2.11, 2.12 and 2.13: `codecache._worker_compile_cpp(lock_path, cpp_builders)`, which
+makes whatever files are missing, and is looked up when a kernel is asked for;
+`cpu_vec_isa.VecISA.check_build(code)`, which makes a library if it is missing, asks
+`CppBuilder.get_target_file_path` for its path, and says no where another process can't load it; its
+lock; `exc.CppCompileError`.
 """
 
 from __future__ import annotations
@@ -19,9 +24,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .versions import is_one_of
+
+CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
+
 _lock = threading.Lock()
 _users = 0
-_usual: Any = None
+_usual: dict[str, Any] = {}
+_thread = threading.local()
 
 _HEADER = re.compile(r"(?:^|\s)-include\s+(\S+)")
 
@@ -29,24 +39,35 @@ _HEADER = re.compile(r"(?:^|\s)-include\s+(\S+)")
 @contextlib.contextmanager
 def mending() -> Iterator[None]:
     """Have Inductor make damaged libraries and precompiled headers anew while this is open."""
-    from torch._inductor import codecache
-
-    global _users, _usual
-    if not hasattr(codecache, "_worker_compile_cpp"):
+    if not is_one_of(CHECKED_VERSIONS):
         yield
         return
+    global _users
     with _lock:
         if _users == 0:
-            _usual = codecache._worker_compile_cpp
-            codecache._worker_compile_cpp = _make_whole
+            for owner, name, replacement in _places():
+                _usual[name] = getattr(owner, name)
+                setattr(owner, name, replacement)
         _users += 1
     try:
         yield
     finally:
         with _lock:
             _users -= 1
-            if _users == 0 and codecache._worker_compile_cpp is _make_whole:
-                codecache._worker_compile_cpp = _usual
+            for owner, name, replacement in _places() if _users == 0 else ():
+                if getattr(owner, name) is replacement:
+                    setattr(owner, name, _usual[name])
+
+
+def _places() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
+    """What is replaced while libraries are mended: where, its name, and by what."""
+    from torch._inductor import codecache, cpp_builder, cpu_vec_isa
+
+    return (
+        (codecache, "_worker_compile_cpp", _make_whole),
+        (cpu_vec_isa.VecISA, "check_build", _check_build),
+        (cpp_builder.CppBuilder, "get_target_file_path", _noted_target),
+    )
 
 
 def usual_worker() -> Callable[..., None]:
@@ -54,7 +75,7 @@ def usual_worker() -> Callable[..., None]:
     from torch._inductor import codecache
 
     current: Callable[..., None] = codecache._worker_compile_cpp
-    return _usual if current is _make_whole else current
+    return _usual["_worker_compile_cpp"] if current is _make_whole else current
 
 
 def is_whole(path: str) -> bool:
@@ -112,8 +133,37 @@ def _make_whole(lock_path: str, cpp_builders: Sequence[Any]) -> None:
 
 
 def _made(lock_path: str, cpp_builders: Sequence[Any]) -> None:
-    usual: Callable[..., None] = _usual
+    usual: Callable[..., None] = _usual["_worker_compile_cpp"]
     usual(lock_path, cpp_builders)
+
+
+def _check_build(isa: Any, code: str) -> bool:
+    """Whether code for a processor can be compiled and loaded; a damaged library is no answer."""
+    from torch._inductor.codecache import get_lock_dir
+
+    def asked() -> tuple[bool, list[str]]:
+        targets: list[str] = []
+        _thread.targets = targets
+        try:
+            answer: bool = _usual["check_build"](isa, code)
+            return answer, targets
+        finally:
+            _thread.targets = None
+
+    answer, libraries = asked()
+    for path in () if answer else libraries:
+        key = os.path.basename(path).removesuffix(".so")
+        if _remove_damaged(os.path.join(get_lock_dir(), f"{key}.lock"), [path]):
+            answer, _ = asked()
+    return answer
+
+
+def _noted_target(builder: Any) -> str:
+    target: str = _usual["get_target_file_path"](builder)
+    noted: list[str] | None = getattr(_thread, "targets", None)
+    if noted is not None and target.endswith(".so") and target not in noted:
+        noted.append(target)
+    return target
 
 
 def _remove_damaged(lock_path: str, libraries: Sequence[str]) -> list[str]:

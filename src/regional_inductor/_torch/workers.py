@@ -1,8 +1,8 @@
 """The threads and processes in which Inductor compiles kernels, when they must end or have died.
 
-Checked on torch 2.13: `async_compile.AsyncCompile.pool` and `.process_pool` (cached functions),
+Checked on torch 2.11, 2.12 and 2.13: `async_compile.AsyncCompile.pool` and `.process_pool` (cached functions),
 `._ready_future`, `async_compile._pool_set`, `SubprocPool.process`, `.running`, `.pending_futures`.
-What a version hasn't got is left alone.
+On another version nothing is found, and nothing is ended or renewed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
+
+from .versions import is_one_of
+
+CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
 
 
 def thread_ids() -> list[int]:
@@ -70,7 +74,8 @@ def _is_broken(pool: Any) -> bool:
 
 def _module() -> Any:
     module = sys.modules.get("torch._inductor.async_compile")
-    return module if hasattr(module, "AsyncCompile") else None
+    imported = hasattr(module, "AsyncCompile")  # another thread may be about to
+    return module if imported and is_one_of(CHECKED_VERSIONS) else None
 
 
 def _process_pools(module: Any) -> Iterable[Any]:
