@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import regional_inductor as ri
-from regional_inductor._torch import exact_formulas, exact_ops, loops
+from regional_inductor import op_trials
+from regional_inductor._torch import exact_cuda, exact_formulas, exact_ops, exact_trials, loops
+from regional_inductor._torch.trial_inputs import dense_inputs
 from regional_inductor.exactness import unequal_bits
 
 pytestmark = pytest.mark.skipif(
@@ -251,6 +253,135 @@ def test_a_contradicting_option_is_refused():
 
     with pytest.raises(Exception, match='numerics="eager" needs emulate_precision_casts=True'):
         ri.compile(f)(torch.ones(3))
+
+
+def test_an_operator_that_takes_a_symbolic_number_stays_eager_and_is_named():
+    """The mean of rows of symbolic length divides by that length."""
+
+    @ri.region("mean", numerics="eager")
+    def f(x):
+        return x.sin() / x.shape[0]
+
+    compiled = ri.compile(f, region_backend="eager", dynamic=True)
+    x = awkward(6, 4)
+    assert bits_equal(compiled(x), f(x))
+    assert any("isn't known when it is compiled" in n.message for n in compiled.report.findings)
+
+
+# --- where nothing was proven: trials of single operators ------------------------------------------
+
+
+@pytest.fixture
+def unproven(monkeypatch):
+    """A machine for which nobody compared the list with eager."""
+    monkeypatch.setattr(exact_ops, "PROVEN", ())
+    exact_trials.forget()
+    yield
+    exact_trials.forget()
+
+
+@pytest.mark.inductor
+def test_where_nothing_is_proven_an_operator_that_differs_stays_eager_and_its_neighbours_do_not(
+    unproven, monkeypatch
+):
+    wrong = exact_formulas.Formula("a.exp() + V(1e-7f)")
+    monkeypatch.setitem(exact_formulas.MKL_UNARY, "exp", wrong)
+
+    @ri.region("some", numerics="eager")
+    def f(x):
+        return (x.sin() + 1) * x.exp()
+
+    x = awkward(50)
+    compiled = ri.compile(f, on_error="raise")
+    assert bits_equal(compiled(x), f(x))
+    ops = [op for region in compiled.report.regions for op in region.ops]
+    assert sorted(ops) == ["aten.add.Tensor", "aten.mul.Tensor", "aten.sin.default"]
+    (finding,) = [f for f in compiled.report.findings if f.kind == "fallback"]
+    assert finding.message.startswith(
+        "`aten.exp.default` isn't equal to eager bit for bit on this machine: "
+    )
+
+
+@pytest.mark.inductor
+def test_inductors_own_lowering_and_others_are_candidates_where_there_are_no_formulas(
+    unproven, monkeypatch
+):
+    monkeypatch.setattr(exact_cuda, "DEVICES", frozenset({"cpu"}))
+    wrong_and_right = [lambda x: x.abs(), lambda x: torch.where(x < 0, 0 * x, x)]
+    monkeypatch.setitem(exact_cuda._CANDIDATES, "aten.abs.default", wrong_and_right[1:])
+    monkeypatch.setitem(exact_cuda._CANDIDATES, "aten.neg.default", wrong_and_right[:1])
+
+    @ri.region("some", numerics="eager")
+    def f(x):
+        return x.neg() + x.abs(), x.cumsum(0)
+
+    x = awkward(50)
+    compiled = ri.compile(f, on_error="raise")
+    assert all(map(bits_equal, compiled(x), f(x)))
+    (region,) = compiled.report.regions
+    assert region.ops == ("aten.neg.default", "aten.abs.default", "aten.add.Tensor")
+    choices = {key[0]: found.choice for key, found in exact_trials._verdicts.items()}
+    assert choices["aten.neg.default"] == choices["aten.abs.default"] == 1
+    (finding,) = [f for f in compiled.report.findings if f.kind == "fallback"]
+    assert "`aten.cumsum.default` isn't computed element by element" in finding.message
+
+
+def test_a_dry_run_tries_nothing(unproven, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a dry run compiles")
+
+    monkeypatch.setattr(op_trials, "lowered_exactly", refuse)
+
+    @ri.region("some", numerics="eager")
+    def f(x):
+        return x.sin() + 1
+
+    (region,) = ri.explain(f, torch.ones(3)).regions
+    assert region.ops == ("aten.sin.default", "aten.add.Tensor")
+
+
+def test_trials_see_every_value_of_16_bits_and_many_patterns_of_32():
+    fakes = [torch.empty((1 << 16) + 5, dtype=t) for t in (torch.bfloat16, torch.float32)]
+    low, high = dense_inputs(fakes, 0)
+    assert len(set(low.view(torch.int16).tolist())) == 1 << 16
+    assert len(set(high.view(torch.int32).tolist())) > 1 << 15
+    exponents = (high.view(torch.int32) >> 23) & 0xFF
+    assert len(set(exponents.tolist())) == 256
+
+
+_CALLS = {
+    "sigmoid": (), "silu": (), "silu_backward": (...,), "sigmoid_backward": (...,),
+    "tanh_backward": (...,), "gelu": (), "gelu_backward": (...,), "mish": (),
+    "mish_backward": (...,), "softplus": (1.5, 3.0), "softplus_backward": (..., 1.5, 3.0),
+    "elu": (1.5, 0.7, 1.2), "elu_backward": (1.5, 0.7, 1.2, False, ...), "hardswish": (),
+    "hardsigmoid": (), "hardswish_backward": (...,), "hardsigmoid_backward": (...,),
+    "add": (...,), "sub": (...,), "addcdiv": (..., ...), "lerp": (..., ...), "logaddexp": (...,),
+    "log_sigmoid_backward": (..., ...), "pow": (3.0,), "div": (0.3,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(exact_cuda._CANDIDATES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_candidates_for_cuda_compute_what_their_operator_does(name, dtype):
+    """Up to rounding; which of them equals eager on CUDA is for a trial there to find out."""
+    packet, overload = name.split(".")[1:]
+    operator = getattr(getattr(torch.ops.aten, packet), overload)
+    generator = torch.Generator().manual_seed(0)
+    rest = _CALLS[packet]
+    if overload == "Scalar":
+        rest = (..., 0.7)
+    args = [
+        torch.randn(500, generator=generator).to(dtype) if a is ... else a for a in (..., *rest)
+    ]
+    kwargs = {"alpha": 0.3} if packet in ("add", "sub") else {}
+    if packet == "log_sigmoid_backward":  # the CPU's reads what its forward kept
+        args[2] = torch.ops.aten.log_sigmoid_forward(args[1])[1]
+    expected = operator(*args, **kwargs).float()
+    for candidate in exact_cuda._CANDIDATES[name]:
+        result = candidate(*args, **kwargs)
+        assert result.dtype is dtype
+        tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-5
+        torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_the_numerics_of_a_region_are_in_its_key():

@@ -44,10 +44,10 @@ def check_equal_to_eager(
             expected = module(*inputs)
             result = compiled(list(inputs)) if boxed else compiled(*inputs)
             for name, a, b in zip(outputs, result, expected, strict=True):
-                difference = _difference(a, b)
-                if difference:
+                differs = difference(a, b)
+                if differs:
                     raise NotEqualToEagerError(
-                        f"{name} isn't equal to eager bit for bit on trial inputs: {difference}"
+                        f"{name} isn't equal to eager bit for bit on trial inputs: {differs}"
                     )
             tried += _elements(inputs)
             if tried >= ENOUGH_ELEMENTS or seed + 1 >= MOST_ROUNDS:
@@ -58,7 +58,8 @@ def _elements(inputs: Sequence[Any]) -> int:
     return max((v.numel() for v in inputs if isinstance(v, torch.Tensor)), default=ENOUGH_ELEMENTS)
 
 
-def _difference(a: Any, b: Any) -> str:
+def difference(a: Any, b: Any) -> str:
+    """How a result differs from eager's, or ``""``."""
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return "" if a == b else f"{a} instead of {b}"
     # Strides are those that the capture foresaw; for some operators these aren't eager's own.

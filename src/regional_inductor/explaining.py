@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -136,7 +137,7 @@ class _DryRun:
     """Collects what each captured graph shows into one report."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings = replace(settings, tries_operators=False)
         self.report = Report(dry_run=True)
         self._planner = Planner()
         self._graphs = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -13,6 +14,9 @@ from ._torch import direct, exact_lowering, inductor, kernel_batches
 from ._torch.values import fake_mode_of, in_one_mode
 from .errors import OptionError
 from .regions import RegionCall, Settings
+
+lock = threading.RLock()
+"""Inductor's compile pipeline keeps its state in globals; one compile runs at a time."""
 
 RegionBackend: TypeAlias = (
     "Callable[[torch.fx.GraphModule, dict[str, Any], RegionCall, Settings], Callable[..., Any]]"
@@ -79,7 +83,7 @@ def _inductor(
 ) -> Callable[..., Any]:
     if not is_exact(call, settings):
         return _lowered(module, options, settings)
-    for name, value in exact_lowering.REQUIRED_OPTIONS.items():
+    for name, value in exact_lowering.required_options(module).items():
         if options.get(name, value) != value:
             raise OptionError(
                 f'numerics="eager" needs {name}={value!r}, and the options say {options[name]!r}',
@@ -87,10 +91,17 @@ def _inductor(
                 source=call.source,
                 hint="leave one of the two out",
             )
+    return lowered_exactly(module, options, settings)
+
+
+def lowered_exactly(
+    module: torch.fx.GraphModule, options: dict[str, Any], settings: Settings
+) -> Callable[..., Any]:
+    """A region compiled so that each operator in it gives eager's bits, as far as is known."""
     with exact_lowering.exact_code():
         return _lowered(
             exact_lowering.with_exact_operators(module),
-            {**options, **exact_lowering.REQUIRED_OPTIONS},
+            {**options, **exact_lowering.required_options(module)},
             settings,
         )
 

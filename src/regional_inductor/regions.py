@@ -36,6 +36,8 @@ class Settings:
     """Whether no backward graph belongs to this one, as far as AOTAutograd knows."""
     recompute: Literal["regions", "off"] = "regions"
     """Whether backward regions compute again what forward ones need not keep for them then."""
+    tries_operators: bool = True
+    """Whether operators under ``numerics="eager"`` may be compiled on trial; not in a dry run."""
     cudagraphs: Literal["off", "graph"] = "off"
     """Whether the stitching graph is recorded as a whole; then no region records itself."""
     default_options: Mapping[str, Any] = field(default_factory=dict)

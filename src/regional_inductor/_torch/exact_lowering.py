@@ -1,11 +1,12 @@
-"""Compiling a region so that its element-wise operators give eager's bits on the CPU.
+"""Compiling a region so that its element-wise operators give eager's bits.
 
-Each operator that has a formula becomes one call of an operator of ours, which carries the formula and
+On CUDA it is Inductor that lowers operators, or what `exact_cuda.py` takes them apart into. On the CPU
+each operator that has a formula becomes one call of an operator of ours, which carries the formula and
 which no pass of Inductor knows how to simplify. Its lowering is a plain pointwise loop, so neighbours
 fuse as always; in it stands one operation of ours, for which the formula is written into the kernel.
 Every operator rounds to its own type, fused or not, as eager does.
 
-Checked on torch 2.13: `torch._inductor.lowering.register_lowering`, `ir.Pointwise`,
+Checked on torch 2.11 and 2.13: `torch._inductor.lowering.register_lowering`, `ir.Pointwise`,
 `ops_handler.DefaultHandler`, `dtype_propagation.DtypePropagationOpsHandler`,
 `codegen.cpp.CppOverrides` and `CppVecOverrides`, `cpp_builder._get_ffast_math_flags`.
 """
@@ -22,15 +23,15 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
-from . import exact_ops, inductor
+from . import config, exact_cuda, exact_ops, exact_trials, inductor
 from .loops import ALL_SCALAR, GRAIN
 
-REQUIRED_OPTIONS: dict[str, Any] = {
+_CPU_OPTIONS: dict[str, Any] = {
     "cpp.enable_unsafe_math_opt_flag": False,
     "cpp.enable_floating_point_contract_flag": "off",
     "emulate_precision_casts": True,
 }
-_TAG = "numerics=eager 1"
+_TAG = "numerics=eager 2"
 """Goes into the keys of Inductor's caches; to be changed with the code that is written here."""
 
 _SCHEMA = (
@@ -40,13 +41,24 @@ _SCHEMA = (
 _OPERATION = "regional_inductor_exact"
 
 
+def required_options(module: torch.fx.GraphModule) -> dict[str, Any]:
+    """The options of Inductor that a region can't be compiled without: those that this torch has."""
+    values = [node.meta.get("val") for node in module.graph.nodes]
+    devices = {v.device.type for v in values if isinstance(v, torch.Tensor)}
+    required: dict[str, Any] = {}
+    for device, options in (("cpu", _CPU_OPTIONS), ("cuda", exact_cuda.OPTIONS)):
+        if device in devices:
+            required |= {k: v for k, v in options.items() if k in config.option_types()}
+    return required
+
+
 def with_exact_operators(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """A copy of a region in which each operator with a formula is a call of ours that carries it."""
-    operator = _prepared()
+    module = exact_trials.expanded(module)
     graph = torch.fx.Graph()
     copies: dict[Node, Node] = {}
     for node in module.graph.nodes:
-        form = exact_ops.exact_form(node) if node.op == "call_function" else None
+        form = exact_ops.exact_form(node) if _may_have_a_formula(node) else None
         if form is None:
             copies[node] = graph.node_copy(node, lambda old: copies[old])
             continue
@@ -62,12 +74,20 @@ def with_exact_operators(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
                 order.append(-len(numbers))
         arguments = (tensors, numbers, order, form.formula.vector, form.formula.scalar)
         copies[node] = graph.call_function(
-            operator,
+            _prepared(),
             (*arguments, form.rounds_to, form.result, list(form.positions), list(form.strides)),
         )
         copies[node].meta = dict(node.meta)
     graph.eliminate_dead_code()  # what gave several results, each of which has its formula now
     return torch.fx.GraphModule(module, graph)
+
+
+def _may_have_a_formula(node: Node) -> bool:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return node.op == "call_function" and any(
+        isinstance(v, torch.Tensor) and v.device.type not in exact_cuda.DEVICES for v in values
+    )
 
 
 def identity() -> str:

@@ -4,7 +4,9 @@ An allow-list: what isn't here is left eager, by name. Element-wise operators in
 have a formula (`exact_formulas.py`); operators that only move data, and those on integers and
 booleans, are lowered by Inductor itself, which can't change a bit of them.
 
-Checked on torch 2.13; on other versions everything is left eager until somebody runs the table.
+The list was proven on torch 2.13 with MKL and AVX512. Elsewhere, and on CUDA, where Inductor's own
+lowerings and those of `exact_cuda.py` are candidates, an operator is tried before it is compiled
+(`exact_trials.py`).
 """
 
 from __future__ import annotations
@@ -21,18 +23,28 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import Node
 
+from . import exact_cuda
 from . import exact_formulas as f
+from .exact_cuda import NotExactError as _NotExactError
 from .exact_formulas import Formula
 from .loops import ALL_VECTOR, contiguous_strides, one_dense_block, scalar_positions
 from .symbols import symbols_of
 
-CHECKED_VERSIONS = ((2, 13),)
+CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
+"""Versions of torch whose Inductor takes our operator; on others everything is left eager."""
+PROVEN = (((2, 13), "AVX512"),)
+"""Versions and vector instructions on which the whole list was compared with eager, with MKL."""
 
 Operand: TypeAlias = "Node | float"
 Entry: TypeAlias = Callable[[Any], "tuple[Formula, list[Any]]"]
 
 _FLOATS = (torch.float32, torch.bfloat16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_TYPES = {
+    "cpu": (*_FLOATS, *_INTEGERS),
+    "cuda": (*_FLOATS, torch.float16, torch.float64, *_INTEGERS),
+}
+_VECTOR_BYTES = {"AVX512": 64, "AVX2": 32}
 
 
 @dataclass(frozen=True)
@@ -56,10 +68,6 @@ class Exact:
     """Of the result, where they aren't those that TensorIterator gives it."""
 
 
-class _NotExactError(Exception):
-    """Says why an operator has to stay eager."""
-
-
 def left_eager(node: Node) -> str:
     """Why a node can't be compiled to the very bits of eager, or ``""`` where it can."""
     try:
@@ -79,38 +87,67 @@ def exact_form(node: Node) -> Exact | None:
     return _check(node)
 
 
+def needs_trial(node: Node) -> bool:
+    """Whether an operator for which `left_eager` had nothing to say is yet to be compared with eager."""
+    if not isinstance(node.target, OpOverload) or str(node.target) in _MOVES | _CONSTANTS:
+        return False
+    device = _tensors_of(node)[0].device.type
+    if device in exact_cuda.DEVICES:
+        return True
+    capability = torch.backends.cpu.get_cpu_capability()
+    if torch._C.has_mkl and (_version(), capability) in PROVEN:
+        return False
+    return str(node.target) in _TUPLES or exact_form(node) is not None
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2])
+
+
+def _tensors_of(node: Node) -> list[torch.Tensor]:
+    """The tensors that a node gives and takes."""
+    value = node.meta.get("val")
+    values = [*(value if isinstance(value, (tuple, list)) else (value,))]
+    values += [n.meta.get("val") for n in node.all_input_nodes]
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
 def _check(node: Node) -> Exact | None:
     target = node.target
     if target is operator.getitem:
         return _part(node)
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version not in CHECKED_VERSIONS:
+    if _version() not in CHECKED_VERSIONS:
         raise _NotExactError(f"not checked on torch {torch.__version__}")
     if not isinstance(target, OpOverload):
         raise _NotExactError("is no operator of ATen; compile through torch.compile")
     value = node.meta.get("val")
-    inputs = [n.meta.get("val") for n in node.all_input_nodes]
-    tensors = [v for v in (value, *inputs) if isinstance(v, torch.Tensor)]
+    tensors = _tensors_of(node)
     name = str(target)
     if name in _TUPLES:
         value = value[0] if isinstance(value, (tuple, list)) else value
     if not isinstance(value, torch.Tensor):
         raise _NotExactError("has no single tensor as its result")
+    device = value.device.type
+    if device not in _TYPES:
+        raise _NotExactError(f"is on {device}, for which nothing is proven yet")
     for tensor in tensors:
         if type(tensor) is not FakeTensor or tensor.layout is not torch.strided:
             raise _NotExactError(f"works on a {type(tensor).__name__}, {tensor.layout}")
-        if tensor.device.type != "cpu":
-            raise _NotExactError(f"is on {tensor.device.type}, for which nothing is proven yet")
+        if tensor.device != value.device:
+            raise _NotExactError(f"works on {tensor.device} and {value.device}")
         if tensor.requires_grad:
             raise _NotExactError(
                 "is in a graph that gradients flow through; it has no backward yet"
             )
-        if tensor.dtype not in (*_FLOATS, *_INTEGERS):
+        if tensor.dtype not in _TYPES[device]:
             raise _NotExactError(f"works on {str(tensor.dtype).removeprefix('torch.')}")
     if name in _MOVES:
         return None
     if name in _CONSTANTS:
         _check_constant(node, value)
+        return None
+    if device in exact_cuda.DEVICES:
+        exact_cuda.check(node, known=name in _ENTRIES or name in _INTEGER_OPS or name in _TUPLES)
         return None
     if name in _TUPLES:
         return None  # its results have the formulas
@@ -129,6 +166,8 @@ def _part(node: Node) -> Exact | None:
     producer, place = node.args
     formulas = _TUPLES.get(str(producer.target)) if isinstance(producer, Node) else None
     if formulas is None or not isinstance(producer, Node):
+        return None
+    if node.meta["val"].device.type in exact_cuda.DEVICES:
         return None
     return _formulated(node, node.meta["val"], lambda _: (formulas[place], [producer.args[0]]))  # type: ignore[index]
 
@@ -150,10 +189,11 @@ def _formulated(node: Node, value: torch.Tensor, entry: Entry) -> Exact:
     _vector_bytes()  # of a processor that nobody tried, nothing is known
     formula, operands = entry(_Arguments(node, rounds_to))
     nodes = [o for o in operands if isinstance(o, Node)]
-    for number in operands:
-        if not isinstance(number, (Node, int, float)):
-            raise _NotExactError("takes a number that isn't known when it is compiled")
     values = [n.meta["val"] for n in nodes]
+    if not all(isinstance(v, torch.Tensor) for v in values) or not all(
+        isinstance(o, (Node, int, float)) for o in operands
+    ):
+        raise _NotExactError("takes a number that isn't known when it is compiled")
     mixed = [v for v in values if v.dtype is not rounds_to and v.dtype is not torch.bool]
     casts = node.target in _CASTS
     if low and mixed and not casts:
@@ -205,10 +245,9 @@ def _own_strides(value: torch.Tensor, operands: list[torch.Tensor]) -> tuple[int
 
 def _vector_bytes() -> int:
     capability = torch.backends.cpu.get_cpu_capability()
-    sizes = {"AVX512": 64}
-    if capability not in sizes or not torch._C.has_mkl:
-        raise _NotExactError(f"nothing is proven for processors with {capability}")
-    return sizes[capability]
+    if capability not in _VECTOR_BYTES or not torch._C.has_mkl:
+        raise _NotExactError(f"has no formula for processors with {capability}, or without MKL")
+    return _VECTOR_BYTES[capability]
 
 
 def _broadcast_strides(value: torch.Tensor, shape: torch.Size) -> tuple[int, ...]:

@@ -17,6 +17,12 @@ _SPECIAL = (
     *(0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 6.0, 20.0, 88.7, -87.4, 103.0, -104.0),
     *(float("inf"), float("-inf"), float("nan"), 1e-40, -1e-40, 1.4e-45, 3.4e38, -3.4e38, 1.2e-38),
 )
+_BITS = {
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float64: torch.int64,
+}
 _SIGNALLING = {
     torch.float32: (torch.int32, 0x7F800001),
     torch.bfloat16: (torch.int16, 0x7F81),
@@ -32,6 +38,37 @@ def trial_inputs(fakes: list[Any], seed: int) -> list[Any]:
     """
     generator = torch.Generator().manual_seed(seed)
     return [_real(fake, generator) for fake in fakes]
+
+
+def dense_inputs(fakes: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
+    """Real inputs for one operator: half of them random bits, and every value of a type of 16 bits.
+
+    Args:
+        fakes: Contiguous vectors, or single numbers.
+        seed: For a generator of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        _dense(fake, generator, every=place == 0).to(fake.device)
+        for place, fake in enumerate(fakes)
+    ]
+
+
+def _dense(fake: torch.Tensor, generator: torch.Generator, *, every: bool) -> torch.Tensor:
+    values = _values(fake.numel(), fake.dtype, generator)
+    bits = _BITS.get(fake.dtype)
+    if bits is not None:
+        limits = torch.iinfo(bits)
+        length = max(fake.numel() // 2, 1)
+        patterns = torch.randint(
+            limits.min, limits.max, (length,), generator=generator, dtype=torch.int64
+        )
+        if bits is torch.int16 and every and length >= 1 << 15:
+            values.view(bits)[: 1 << 16] = torch.arange(-(1 << 15), 1 << 15).to(bits)
+        else:
+            values.view(bits)[:length] = patterns.to(bits)
+        values = values[torch.randperm(fake.numel(), generator=generator)]
+    return values.reshape(fake.shape)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from torch.fx.node import Node
 from .._torch import exact_ops, ops
 from .._torch.values import known_values
 from ..errors import ConflictError, RegionWarning
+from ..op_trials import left_eager_after_trials
 from ..options import Mark, near_miss_keys, parse_mark
 from ..regions import Collected, Direction, Finding, MarkedGraph, NodeMark, Settings
 from ..source import user_source
@@ -209,15 +210,30 @@ def _marked_nodes(module: torch.fx.GraphModule, reader: _Reader) -> dict[Node, M
         if mark.numerics == "eager":
             reason = exact_ops.left_eager(node)
             if reason:
-                reader.note(
-                    f'`{ops.op_name(node)}` {reason}: numerics="eager" leaves it eager',
-                    user_source(node),
-                    "its neighbours are compiled; docs/numerics.md lists what can be",
-                    mark,
-                )
+                _note_left_eager(node, reason, mark, reader)
                 continue
         marks[node] = mark
+    _leave_out_after_trials(marks, reader)
     return _without_mere_views(marks)
+
+
+def _leave_out_after_trials(marks: dict[Node, Mark], reader: _Reader) -> None:
+    """Leave out what was tried under numerics="eager" and doesn't equal eager on this machine."""
+    exact = [node for node, mark in marks.items() if mark.numerics == "eager"]
+    for node, reason in left_eager_after_trials(exact, reader.settings).items():
+        _note_left_eager(node, reason, marks.pop(node), reader)
+    for node in exact:
+        if _selects_from_tuple(node) and node in marks and node.args[0] not in marks:
+            del marks[node]
+
+
+def _note_left_eager(node: Node, reason: str, mark: Mark, reader: _Reader) -> None:
+    reader.note(
+        f'`{ops.op_name(node)}` {reason}: numerics="eager" leaves it eager',
+        user_source(node),
+        "its neighbours are compiled; docs/numerics.md lists what can be",
+        mark,
+    )
 
 
 def _without_mere_views(marks: dict[Node, Mark]) -> dict[Node, Mark]:

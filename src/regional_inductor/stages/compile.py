@@ -7,7 +7,6 @@ neither has is compiled in one batch, and each call gets its share.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +24,11 @@ from ..call_recording import record_call, recording_findings
 from ..errors import RegionCompileError, RegionError, RegionWarning
 from ..exactness import NotEqualToEagerError, check_equal_to_eager
 from ..region_backends import BACKENDS as _BACKENDS
-from ..region_backends import is_boxed, is_exact, may_share_a_compiler_run
+from ..region_backends import is_boxed, is_exact, lock, may_share_a_compiler_run
 from ..region_requests import RegionRequest, requests_of
 from ..region_store import loaded_or_compiled
 from ..regions import Compiled, CompiledGraph, CompiledRegion, Finding, Outlined, Settings
 from ..timelimit import time_limit
-
-# Inductor's compile pipeline keeps its state in globals; one compile runs at a time.
-_lock = threading.RLock()
 
 
 def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 - the stage's name
@@ -49,7 +45,7 @@ def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 -
         RegionCompileError: A region failed to compile, with `on_error="raise"`.
     """
     requests = list(requests_of(outlined, settings))
-    with _lock:
+    with lock:
         regions = _regions_by_key(requests, settings)
     served = _served(requests, regions, settings)
     graphs = tuple(
