@@ -110,5 +110,9 @@ def test_exposed_communication_is_what_no_other_kernel_hides():
         ("ncclDevKernel_AllGather", 5500, 6500),
         ("gemm", 6500, 9000),
     ]
-    assert distributed.communication(kernels) == {"communication": 5.5, "exposed": 3.5}
-    assert distributed.communication([]) == {"communication": 0.0, "exposed": 0.0}
+    assert distributed.communication(kernels) == {
+        "communication": 5.5,
+        "exposed": 3.5,
+        "idle": 1.0,
+    }
+    assert distributed.communication([]) == {"communication": 0.0, "exposed": 0.0, "idle": 0.0}

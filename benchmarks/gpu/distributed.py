@@ -3,8 +3,9 @@
 A bf16 Llama block stack (`_llama.py`) is trained on two ranks with regions (norms, RoPE and SwiGLU) and without, from the
 same weights and on the same inputs; both ranks start with empty caches that they don't share on disk. "difference" is the
 largest of any gradient, relative to the norm of the one without regions. "exposed, ms" is the time of a step in which a
-NCCL kernel runs on the first rank's device and no other kernel does, from a kineto trace: the median over steps, regions
-and none in turn. "compiles" and "fetched" are of both ranks together.
+NCCL kernel runs on the first rank's device and no other kernel does, "idle, ms" that in which no kernel runs at all (the
+device waits for Python), from a kineto trace: the median over steps, regions and none in turn. "compiles" and "fetched"
+are of both ranks together.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def _together(each: list[dict[str, Any]]) -> dict[str, Any]:
         "exposed without, ms": first["without"]["exposed"],
         "communication, ms": first["with"]["communication"],
         "communication without, ms": first["without"]["communication"],
+        "idle, ms": first["with"]["idle"],
+        "idle without, ms": first["without"]["idle"],
     }
 
 
@@ -141,7 +144,7 @@ def rank_main(rank: int, meeting: str, way: str, layers: int, device: str, quick
         rank=rank,
         world_size=RANKS,
     )
-    shape = Shape(layers)
+    shape = Shape(layers, batch=8)
     if quick:
         shape = Shape(2, dim=64, heads=4, ffn=128, batch=2, sequence=32)
     models, steps = [], []
@@ -249,7 +252,7 @@ def _profiled(steps: list[Any], device: str) -> list[dict[str, float]]:
 
 
 def communication(kernels: Iterable[tuple[str, float, float]]) -> dict[str, float]:
-    """Milliseconds in which kernels of NCCL run, and those of them in which no other kernel does.
+    """Milliseconds in which kernels of NCCL run, those in which nothing else does, and those in which nothing runs.
 
     Args:
         kernels: Names, starts and ends in microseconds, in any order; they may overlap.
@@ -259,15 +262,17 @@ def communication(kernels: Iterable[tuple[str, float, float]]) -> dict[str, floa
         ours = "nccl" in name.lower()
         events += [(start, 1, ours), (end, -1, ours)]
     running = {True: 0, False: 0}
-    total = exposed = before = 0.0
-    for when, change, ours in sorted(events):
+    total = exposed = before = idle = 0.0
+    for number, (when, change, ours) in enumerate(sorted(events)):
+        if number and not running[True] and not running[False]:
+            idle += when - before
         if running[True]:
             total += when - before
             if not running[False]:
                 exposed += when - before
         running[ours] += change
         before = when
-    return {"communication": total / 1e3, "exposed": exposed / 1e3}
+    return {"communication": total / 1e3, "exposed": exposed / 1e3, "idle": idle / 1e3}
 
 
 if __name__ == "__main__":
