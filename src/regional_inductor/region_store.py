@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -140,11 +140,13 @@ class _Supply:
 
         def accept(key: str, body: bytes) -> bool:
             started = time.perf_counter()
+            entry = None
             try:
                 entry = Entry.from_bytes(body, key)
                 region = self._loaded(asking[key], entry, "fetched", started)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, compiling helps
-                warn(f"a region that another rank compiled can't be loaded: {error!r}")
+                if not _is_the_device_s(error, entry):
+                    warn(f"a region that another rank compiled can't be loaded: {error!r}")
                 return False
             found[region.key] = region
             self._put_on_disk(entry)
@@ -196,6 +198,8 @@ class _Supply:
             try:
                 found[request.key] = self._loaded(request, entry, status, started)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, compiling helps
+                if _is_the_device_s(error, entry):
+                    continue
                 store.reject(key, f"{type(error).__name__}: {error}")
         return found
 
@@ -206,9 +210,11 @@ class _Supply:
         status: Literal["disk", "fetched"],
         started: float,
     ) -> CompiledRegion:
-        call = bundle.load(entry.parts, entry.key[:12])
+        with inductor.configured(request.options):
+            call = bundle.load(entry.parts, entry.key[:12])
         memory.put(request.key, call)
         self.entries[entry.key] = entry
+        self._follow(call, entry)
         return CompiledRegion(
             request.key,
             call,
@@ -230,8 +236,29 @@ class _Supply:
         except bundle.NotBundledError as error:
             log.info("region %s is not stored: %s", request.call.name, error)
             return
+        except Exception as error:
+            log.info("region %s is not stored: %r", request.call.name, error)
+            log.debug("why it is not stored", exc_info=True)
+            return
         entry = Entry(key, _about(request, seconds), parts)
         self.entries[key] = entry
+        self._put(entry)
+        self._follow(call, entry)
+
+    def _follow(self, call: Callable[..., Any], entry: Entry) -> None:
+        """Store what is chosen for a region's kernels when they first run, so that no process chooses again."""
+        if not bundle.has_triton(entry.parts):
+            return
+
+        def chosen() -> None:
+            self._put(replace(entry, parts=bundle.with_choices(call, entry.parts)))
+
+        try:
+            bundle.when_chosen(call, chosen)
+        except Exception:
+            log.debug("choices for the region %s aren't stored", entry.key[:12], exc_info=True)
+
+    def _put(self, entry: Entry) -> None:
         self._put_on_disk(entry)
         if self.server is not None:
             self.server.put(entry)
@@ -239,6 +266,14 @@ class _Supply:
     def _put_on_disk(self, entry: Entry) -> None:
         if self.disk is not None:
             self.disk.put(entry)
+
+
+def _is_the_device_s(error: Exception, entry: Entry | None) -> bool:
+    """Whether the GPU at hand may be why an entry can't be loaded: Triton's kernels are put onto it."""
+    if entry is None or not bundle.has_triton(entry.parts):
+        return False
+    log.debug("the stored region %s is compiled anew", entry.key[:12], exc_info=error)
+    return True
 
 
 def stored_key(request: RegionRequest) -> str:

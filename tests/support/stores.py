@@ -28,6 +28,7 @@ print(json.dumps({
     "statuses": [region.status for region in report.regions] if report else [],
     "compilers": len(runs),
     "generated": len(generated),
+    "seen": globals().get("seen", {}),
 }))
 """
 
@@ -64,7 +65,7 @@ def start(program: str, variables: Mapping[str, str]) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str], timeout: float = 240) -> dict[str, Any]:
     """What `main` returned, the statuses of the regions, and how often which compiler ran.
 
-    `stderr` is there as well, for warnings.
+    `stderr` is there as well, for warnings, and `seen`, a variable that the program may set.
     """
     out, error = process.communicate(timeout=timeout)
     assert process.returncode == 0, error

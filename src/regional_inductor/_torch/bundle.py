@@ -1,17 +1,19 @@
 """A compiled region as bytes that need neither a compiler nor Inductor's cache folder to run again.
 
 Inductor's own serialised artifact holds the wrapper's source and compiles the C++ kernels again where
-its cache is empty. Here the kernels' shared objects travel along. There are two forms:
+its cache is empty. Here the kernels' shared objects travel along, and what Triton's cache holds for
+theirs. There are two forms:
 
-- ``graph``: a region that was lowered directly, on the CPU. Its wrapper's source is run in a module
-  made here, whose imports of Inductor's code generation (a second of import time) get stand-ins. Nothing
-  is unpickled.
+- ``graph``: a region that was lowered directly. Its wrapper's source is run in a module made here,
+  whose imports of Inductor's code generation (a second of import time) get stand-ins. Nothing is
+  unpickled.
 - ``artifact``: anything else that Inductor can serialise. Its own bytes, unpickled by Inductor, which
-  finds the kernels here instead of compiling them.
+  finds the kernels here instead of compiling them. It holds Triton's files itself.
 
-Checked on torch 2.11 and 2.13: the wrapper's text, `AsyncCompile.cpp_pybinding` and `wait`,
-`PyCodeCache.modules` and `write`, `CompiledFxGraph`'s fields, the module that a C++ kernel is loaded
-as and the variable that it reads, `AOTCompiledArtifact.serialize`.
+Checked on torch 2.11 and 2.13: the wrapper's text, `AsyncCompile.cpp_pybinding`, `triton` and `wait`,
+`PyCodeCache.modules` and `write`, `CompiledFxGraph`'s fields, `align_inputs_from_check_idxs`, the
+module that a C++ kernel is loaded as and the variable that it reads, `AOTCompiledArtifact.serialize`,
+`TritonBundler.is_enabled`.
 """
 
 from __future__ import annotations
@@ -22,20 +24,22 @@ import contextlib
 import hashlib
 import importlib.machinery
 import importlib.util
+import inspect
 import itertools
 import json
 import linecache
 import os
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch._guards import TracingContext, tracing
 
-from . import generated, inductor
+from . import generated, inductor, triton_kernels
 from .versions import is_one_of
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
@@ -51,7 +55,7 @@ def dump(compiled: Any) -> Parts:
     """A compiled region as named parts.
 
     Args:
-        compiled: What `compile_direct` or `compile_standalone` returned.
+        compiled: What `compile_direct`, `compile_standalone` or `load` returned.
 
     Raises:
         NotBundledError: It holds something that only this process, or a compiler, can make.
@@ -66,17 +70,26 @@ def dump(compiled: Any) -> Parts:
     kernels: dict[str, dict[str, Any]] = {}
     parts: Parts = {}
     for code in codes:
-        for name, digest in _kernels_named_in(code).items():
+        for name, digest in _kernels_named_in(code).cpp.items():
             library, entry = _library_of(name, code)
             kernels[digest] = {"library": _sha(library), **entry}
             parts[f"library {_sha(library)}"] = library
+    described: dict[str, Any] = {"kernels": kernels}
+    triton = _triton_kernels_of(codes)
     if type(compiled).__name__ == "CompiledFxGraph":
-        form, body = "graph", _graph_source(compiled).encode()
+        described["form"] = "graph"
+        source, described["aligned"] = _graph_source(compiled)
+        parts["graph"] = source.encode()
     else:
-        form, body = "artifact", _artifact_bytes(compiled)
+        described["form"] = "artifact"
+        if triton and not inductor.bundles_triton():
+            raise NotBundledError("Inductor is told not to keep Triton's kernels with it")
+        parts["artifact"] = _artifact_bytes(compiled)
         parts["sources"] = json.dumps(list(codes)).encode()
-    described = {"form": form, "kernels": kernels}
-    return {"bundle": json.dumps(described).encode(), form: body, **parts}
+    if triton:
+        described["triton"] = {"device": _device_of(triton.values()), "files": {}, "choices": {}}
+    parts["bundle"] = json.dumps(described).encode()
+    return _with_triton(parts, triton)
 
 
 def load(parts: Mapping[str, bytes], name: str) -> Callable[..., Any]:
@@ -90,12 +103,34 @@ def load(parts: Mapping[str, bytes], name: str) -> Callable[..., Any]:
         Exception: Whatever a part that doesn't fit this process may cause; there is nothing to undo.
     """
     described = json.loads(parts["bundle"])
-    kernels = _Kernels(described["kernels"], parts)
+    kernels = _Kernels(described, parts)
     if described["form"] == "graph":
         return _load_graph(parts, kernels, name)
     artifact = _load_artifact(parts["artifact"], kernels)
     generated.attach_code(artifact, json.loads(parts["sources"]))
     return artifact
+
+
+def has_triton(parts: Mapping[str, bytes]) -> bool:
+    """Whether kernels of Triton are in a bundle, as far as it can be read."""
+    try:
+        return "triton" in json.loads(parts["bundle"])
+    except (KeyError, ValueError, TypeError):
+        return False
+
+
+def when_chosen(compiled: Any, then: Callable[[], None]) -> None:
+    """Have `then` called after Inductor chose among the configurations of a kernel: when it first runs."""
+    triton_kernels.when_chosen(_triton_kernels_in(compiled).values(), then)
+
+
+def with_choices(compiled: Any, parts: Mapping[str, bytes]) -> Parts:
+    """The parts of a compiled region, with what was chosen since they were made.
+
+    Raises:
+        NotBundledError: The files of a kernel are gone.
+    """
+    return _with_triton(parts, _triton_kernels_in(compiled))
 
 
 def check(parts: Mapping[str, bytes]) -> None:
@@ -108,14 +143,19 @@ def check(parts: Mapping[str, bytes]) -> None:
         described = json.loads(parts["bundle"])
         wanted = {described["form"]}
         libraries = {kernel["library"] for kernel in described["kernels"].values()}
+        files = dict(described.get("triton", {}).get("files", {}))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the bundle doesn't describe itself: {error}") from error
-    missing = (wanted | {f"library {digest}" for digest in libraries}) - set(parts)
+    wanted |= {f"library {digest}" for digest in libraries} | {f"triton {path}" for path in files}
+    missing = wanted - set(parts)
     if missing:
         raise ValueError(f"the bundle lacks {', '.join(sorted(missing))}")
     for digest in libraries:
         if _sha(parts[f"library {digest}"]) != digest:
             raise ValueError("a shared object is not the one that the bundle names")
+    for path, digest in files.items():
+        if _sha(parts[f"triton {path}"]) != digest:
+            raise ValueError("a file of Triton's is not the one that the bundle names")
 
 
 def sources(parts: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -128,25 +168,47 @@ def sources(parts: Mapping[str, bytes]) -> tuple[str, ...]:
 # --- writing ---------------------------------------------------------------------------------------
 
 
-def _kernels_named_in(code: str) -> dict[str, str]:
-    """The C++ kernels that a wrapper defines: a digest of how, by the variable that holds each."""
-    found: dict[str, str] = {}
-    for node in ast.walk(ast.parse(code)):
+@dataclass(frozen=True)
+class _Named:
+    """The kernels that a wrapper defines, by the variable that holds each.
+
+    Attributes:
+        cpp: Of C++: a digest of how each is defined.
+        triton: Of Triton: the source of each.
+    """
+
+    cpp: dict[str, str] = field(default_factory=dict)
+    triton: dict[str, str] = field(default_factory=dict)
+
+
+def _kernels_named_in(code: str) -> _Named:
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="async_compile"), attr=method)):
-                if method not in ("cpp_pybinding", "wait"):
+                if method not in ("cpp_pybinding", "triton", "wait"):
                     raise NotBundledError(f"it holds a kernel made by {method}")
             case ast.Name(id=name) if name in _COMPILES_BY_ITSELF:
                 raise NotBundledError(f"its code uses {name}")
-    for statement in ast.parse(code).body:
+    found = _Named()
+    for statement in tree.body:
         match statement:
             case ast.Assign(
                 targets=[ast.Name(id=name)],
                 value=ast.Call(func=ast.Attribute(attr="cpp_pybinding"), args=args, keywords=[]),
             ):
-                found[name] = _digest(*map(ast.literal_eval, args))
-    if len(found) != code.count("async_compile.cpp_pybinding("):
-        raise NotBundledError("its code defines kernels in a way that isn't known")
+                found.cpp[name] = _digest(*map(ast.literal_eval, args))
+            case ast.Assign(
+                targets=[ast.Name(id=name)],
+                value=ast.Call(
+                    func=ast.Attribute(attr="triton"),
+                    args=[ast.Constant(str()), ast.Constant(str(source)), *_],
+                ),
+            ):
+                found.triton[name] = source
+    for method, kernels in (("cpp_pybinding", found.cpp), ("triton", found.triton)):
+        if len(kernels) != code.count(f"async_compile.{method}("):
+            raise NotBundledError("its code defines kernels in a way that isn't known")
     return found
 
 
@@ -197,26 +259,76 @@ def _module_of(code: str) -> types.ModuleType:
     raise NotBundledError("the module of its generated code isn't loaded")
 
 
-def _graph_source(graph: Any) -> str:
-    """The wrapper of a directly lowered graph, which then is all there is to it."""
+def _graph_source(graph: Any) -> tuple[str, list[int]]:
+    """The wrapper of a directly lowered graph, and which inputs are copied where they aren't aligned.
+
+    That is all there is to such a graph; the copying is what Inductor wraps around it.
+    """
     for name in (
         "constants",
         "frozen_param_names",
         "torchbind_constants",
         "opaque_value_type_classes",
         "mutated_input_idxs",
-        "inputs_to_check",
         "_wrap_compiled_regions",
         "cudagraph_info",
     ):
         if getattr(graph, name, None):
             raise NotBundledError(f"it has {name.strip('_').replace('_', ' ')}")
-    call = getattr(graph.current_callable, "__func__", graph.current_callable)
+    call, aligned = graph.current_callable, []
+    if getattr(call, "__qualname__", "") == "align_inputs_from_check_idxs.<locals>.run":
+        around = inspect.getclosurevars(call).nonlocals
+        call, aligned = around["model"], [int(index) for index in around["inputs_to_check"]]
+        if around.get("mutated_input_idxs"):
+            raise NotBundledError("it mutates inputs")
     # By file: regions with other keys may have the same code, which then is loaded once for each.
-    home = getattr(call, "__globals__", {}).get("__file__")
+    home = getattr(getattr(call, "__func__", call), "__globals__", {}).get("__file__")
     if home is None or home != _module_of(graph.source_code).__file__:
         raise NotBundledError("something is wrapped around its call")
-    return str(graph.source_code)
+    return str(graph.source_code), aligned
+
+
+def _triton_kernels_in(compiled: Any) -> Mapping[str, Any]:
+    if isinstance(compiled, LoadedGraph):
+        return compiled.triton
+    return _triton_kernels_of(generated.sources_of(compiled))
+
+
+def _triton_kernels_of(codes: Iterable[str]) -> dict[str, Any]:
+    """The loaded kernels of Triton of some wrappers, by a digest of each one's source."""
+    return {
+        _sha(source.encode()): getattr(_module_of(code), name, None)
+        for code in codes
+        for name, source in _kernels_named_in(code).triton.items()
+    }
+
+
+def _device_of(kernels: Iterable[Any]) -> int:
+    try:
+        (device,) = {triton_kernels.device_of(kernel) for kernel in kernels}
+    except (AttributeError, ValueError) as error:
+        raise NotBundledError("its kernels are not of one kind and device") from error
+    return device
+
+
+def _with_triton(parts: Mapping[str, bytes], kernels: Mapping[str, Any]) -> Parts:
+    """The parts, with Triton's files and what was chosen for its kernels so far."""
+    if not kernels:
+        return dict(parts)
+    described = json.loads(parts["bundle"])
+    triton = described["triton"]
+    try:
+        # An artifact holds the files of what it was made with.
+        files = triton_kernels.files_of(kernels.values(), chosen_only="artifact" in parts)
+    except triton_kernels.UnknownKernelError as error:
+        raise NotBundledError(str(error)) from error
+    triton["files"] |= {path: _sha(data) for path, data in files.items()}
+    triton["choices"] |= triton_kernels.choices_of(kernels)
+    return {
+        **parts,
+        "bundle": json.dumps(described).encode(),
+        **{f"triton {path}": data for path, data in files.items()},
+    }
 
 
 def _artifact_bytes(compiled: Any) -> bytes:
@@ -239,12 +351,15 @@ class _Kernels:
     """The kernels of a bundle, loaded when they are asked for."""
 
     def __init__(self, described: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
-        self._described = described
+        self._cpp = described["kernels"]
+        self._triton = described.get("triton")
         self._parts = parts
+        self.aligned: list[int] = described.get("aligned", [])
+        self.triton_kernels: dict[str, Any] = {}
 
     def get(self, *arguments: Any) -> Callable[..., Any] | None:
         """The kernel that a call of `cpp_pybinding` with these arguments defines."""
-        found = self._described.get(_digest(*arguments))
+        found = self._cpp.get(_digest(*arguments))
         if found is None:
             return None
         place = found["library"], found["module"]
@@ -255,6 +370,25 @@ class _Kernels:
             _modules[place] = _load_library(library, found["module"])
         kernel: Callable[..., Any] = getattr(_modules[place], found["function"])
         return kernel
+
+    def put_files_back(self) -> None:
+        """Let Triton find its kernels."""
+        if self._triton is None:
+            return
+        files = {path: self._parts[f"triton {path}"] for path in self._triton["files"]}
+        if any(_sha(data) != self._triton["files"][path] for path, data in files.items()):
+            raise ValueError("a file of Triton's is not the one that the bundle names")
+        triton_kernels.put_back(files, self._triton["device"])
+
+    def get_triton(self, name: str, source: str) -> Any:
+        """The kernel that a call of `triton` with these arguments defines."""
+        digest = _sha(source.encode())
+        if digest not in self.triton_kernels:
+            chosen = (self._triton or {}).get("choices", {}).get(digest)
+            if chosen:
+                triton_kernels.put_choice_back(source, chosen)
+            self.triton_kernels[digest] = triton_kernels.load(name, source)
+        return self.triton_kernels[digest]
 
 
 def _load_library(library: bytes, name: str) -> types.ModuleType:
@@ -277,16 +411,28 @@ def _load_library(library: bytes, name: str) -> types.ModuleType:
 
 
 class LoadedGraph:
-    """A directly lowered region, loaded; it takes one list, which it empties."""
+    """A directly lowered region, loaded; it takes one list, which it empties.
+
+    Attributes:
+        current_callable: What it runs.
+        source_code: The generated code.
+        parts: What it was loaded from.
+        triton: Its kernels of Triton, by a digest of the source of each.
+    """
 
     _boxed_call = True
 
     def __init__(
-        self, call: Callable[[list[Any]], Any], source: str, parts: Mapping[str, bytes]
+        self,
+        call: Callable[[list[Any]], Any],
+        source: str,
+        parts: Mapping[str, bytes],
+        triton: Mapping[str, Any],
     ) -> None:
         self.current_callable = call
         self.source_code = source
         self.parts = parts
+        self.triton = triton
 
     def __call__(self, arguments: list[Any]) -> Any:
         return self.current_callable(arguments)
@@ -300,8 +446,15 @@ def _load_graph(parts: Mapping[str, bytes], kernels: _Kernels, name: str) -> Loa
     module = types.ModuleType(f"regional_inductor.region_{name}")
     module.__file__ = file
     vars(module)["__builtins__"] = {**vars(builtins), "__import__": _importing(kernels)}
+    kernels.put_files_back()
     exec(compile(source, file, "exec"), vars(module))
-    return LoadedGraph(module.call, source, parts)
+    call = module.call
+    if kernels.aligned:
+        from torch._inductor.utils import align_inputs_from_check_idxs
+        from torch.utils._ordered_set import OrderedSet
+
+        call = align_inputs_from_check_idxs(call, kernels.aligned, OrderedSet())
+    return LoadedGraph(call, source, parts, kernels.triton_kernels)
 
 
 class _AsyncCompile:
@@ -315,6 +468,9 @@ class _AsyncCompile:
         if kernel is None:
             raise ValueError("a kernel of the generated code is not in the bundle")
         return kernel
+
+    def triton(self, kernel_name: str, source_code: str, device_str: str = "cuda") -> Any:
+        return self._kernels.get_triton(kernel_name, source_code)
 
     def wait(self, scope: dict[str, Any]) -> None:
         pass
@@ -362,6 +518,7 @@ def _importing(kernels: _Kernels) -> Callable[..., Any]:
 
 
 def _load_artifact(data: bytes, kernels: _Kernels) -> Callable[..., Any]:
+    kernels.put_files_back()
     with tracing(TracingContext(inductor.new_fake_mode())), _served(kernels):
         return inductor.artifact_from_bytes(data)
 
@@ -371,14 +528,20 @@ def _served(kernels: _Kernels) -> Iterator[None]:
     """Inductor finds a bundle's kernels where it would look for a compiler; others it builds as ever."""
     from torch._inductor.async_compile import AsyncCompile
 
-    before = AsyncCompile.cpp_pybinding
+    usual_cpp, usual_triton = AsyncCompile.cpp_pybinding, AsyncCompile.triton
 
     def cpp_pybinding(self: Any, *arguments: Any, **keywords: Any) -> Any:
         kernel = None if keywords else kernels.get(*arguments)
-        return before(self, *arguments, **keywords) if kernel is None else kernel
+        return usual_cpp(self, *arguments, **keywords) if kernel is None else kernel
+
+    def triton(self: Any, kernel_name: str, source_code: str, device_str: str = "cuda") -> Any:
+        # In this process: starting Inductor's workers takes longer than reading what is there.
+        return kernels.get_triton(kernel_name, source_code)
 
     AsyncCompile.cpp_pybinding = cpp_pybinding  # type: ignore[method-assign]
+    AsyncCompile.triton = triton  # type: ignore[method-assign]
     try:
         yield
     finally:
-        AsyncCompile.cpp_pybinding = before  # type: ignore[method-assign]
+        AsyncCompile.cpp_pybinding = usual_cpp  # type: ignore[method-assign]
+        AsyncCompile.triton = usual_triton  # type: ignore[method-assign]

@@ -83,6 +83,21 @@ def artifact_from_bytes(data: bytes) -> Callable[..., Any]:
     return AOTCompiledArtifact.deserialize(data)
 
 
+def configured(options: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Inductor's config with a region's options."""
+    import torch._inductor.config as inductor_config
+
+    patched: contextlib.AbstractContextManager[Any] = inductor_config.patch(dict(options))
+    return patched
+
+
+def bundles_triton() -> bool:
+    """Whether Inductor puts the binaries of Triton's kernels into what it serialises."""
+    from torch._inductor.triton_bundler import TritonBundler
+
+    return bool(TritonBundler.is_enabled())
+
+
 def regional_output_code(module: torch.fx.GraphModule) -> Any:
     """The stitched graph in the wrapper that AOTAutograd's cache can serialise."""
     from torch._inductor.output_code import RegionalOutputCode

@@ -1,7 +1,7 @@
 """What a stored compiled region depends on besides its key: torch's build, Python, CPU and GPUs.
 
 Checked on torch 2.11 and 2.13: `torch.version`, `torch.backends.cpu.get_cpu_capability`,
-`torch.cuda.get_device_properties`.
+`torch.cuda.get_device_properties`, `torch._C._cuda_getDriverVersion`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def devices(kinds: frozenset[str]) -> dict[str, str]:
         for index in range(torch.cuda.device_count()):
             found[f"cuda:{index}"] = _gpu(index)
         found["triton"] = _triton_version()
+        found["driver"] = _driver_version()
     return found
 
 
@@ -50,6 +51,13 @@ def _gpu(index: int) -> str:
         f"{properties.name}, {properties.major}.{properties.minor}, "
         f"{properties.multi_processor_count} SMs, {properties.total_memory} bytes"
     )
+
+
+@cache
+def _driver_version() -> str:
+    """The newest CUDA that the driver serves."""
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return "unknown" if ask is None else str(ask())
 
 
 @cache
