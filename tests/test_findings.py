@@ -11,6 +11,9 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import annotate, preserve_node_meta
 
+from regional_inductor.stages import compile as compile_stage
+from regional_inductor.timelimit import TimeLimitError
+
 
 @pytest.fixture
 def explain(ri):
@@ -86,6 +89,15 @@ def test_nothing_is_marked_at_all(ri, explain):
     finding = the_finding(explain(lambda x: x.sin(), torch.ones(2)), "unmatched")
     assert finding.message == "nothing is marked in what was captured, so everything runs eagerly"
     assert finding.remedy.startswith('mark modules with regional_inductor.mark(model, "layers.*')
+
+
+def test_nothing_is_marked_in_a_graph_or_an_export(explain):
+    gm = make_fx(lambda x: x.sin())(torch.ones(2))
+    finding = the_finding(explain(gm), "unmatched")
+    assert finding.remedy.startswith("mark its nodes with regional_inductor.mark_nodes(gm, ")
+    program = torch.export.export(TwoHeads(), (torch.ones(2, 4),))
+    finding = the_finding(explain(program), "unmatched")
+    assert "export it with regional_inductor.export(...) or strict=True" in finding.remedy
 
 
 def test_a_mark_whose_operators_vanish_before_they_are_compiled(ri, explain):
@@ -236,6 +248,16 @@ def test_the_same_break_in_many_layers_is_one_finding(ri, explain):
     assert "`aten.mm` at test_findings.py" in finding.remedy
 
 
+def test_operators_without_a_line_are_named_without_one(ri, explain):
+    gm = make_fx(lambda x: ((x.sin() + 1).view(-1) @ x.view(-1)).cos() * 2)(torch.ones(3))
+    for node in gm.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    aten = torch.ops.aten
+    ri.mark_nodes(gm, [aten.sin, aten.add, aten.cos, aten.mul], id="all")
+    finding = the_finding(explain(gm, torch.ones(3)), "broken")
+    assert finding.remedy == ("add `aten.view` and `aten.dot` to the region and 2 regions become 1")
+
+
 def test_two_operators_that_must_both_be_added(ri, explain):
     def f(x):
         with ri.region("tail"):
@@ -376,7 +398,7 @@ def test_a_graph_without_values(ri, explain, on_error):
         assert finding.message == f"{what}: compiling raises MissingValueError"
     else:
         assert finding.kind == "eager"
-        assert finding.message == f"1 region stays eager (wave): {what}"
+        assert finding.message == f"stays eager: {what}"
     assert "0>0" not in str(report)
 
 
@@ -411,6 +433,28 @@ def test_a_graph_break_elsewhere_names_its_line(ri, explain):
     finding = the_finding(explain(f, torch.ones(3)), "graph-break")
     assert finding.message.startswith("a graph break splits the captured code in two graphs: Call")
     assert finding.source == line_of(f, "graph_break()")
+
+
+def test_a_branch_on_a_value_is_said_in_words(ri, explain):
+    def f(x):
+        x = marked_sine(ri)(x)
+        if x.sum() > 0:
+            return x.cos()
+        return x
+
+    messages = [finding.message for finding in of_kind(explain(f, torch.ones(3)), "graph-break")]
+    assert any("Python branches on a value that only a run knows" in each for each in messages)
+
+
+def test_a_graph_break_comes_with_dynamos_explanation(ri, explain):
+    def f(x):
+        print(end="")
+        return marked_sine(ri)(x)
+
+    (finding, *_) = of_kind(explain(f, torch.ones(3)), "graph-break")
+    assert "`print`" in finding.message
+    assert "Hint" not in finding.message
+    assert "http" not in finding.message
 
 
 # --- ops that force a fallback --------------------------------------------------------------------
@@ -488,6 +532,23 @@ def test_regions_left_eager_are_counted_by_reason(ri, explain):
     )
     assert only_views.remedy == "take the mark off: views cost nothing in eager mode"
     assert only_views.source == line_of(views.__wrapped__, "@ri.region")
+
+
+def test_a_region_whose_time_ran_out_says_what_gives_it_more(ri, monkeypatch):
+    def takes_too_long(*_):
+        raise TimeLimitError("it took longer than 2 s")
+
+    monkeypatch.setitem(compile_stage._BACKENDS, "eager", takes_too_long)
+    compiled = ri.compile(marked_sine(ri), region_backend="eager")
+    more_time = "a longer compile_timeout in its mark, or none, has it compiled"
+    with pytest.warns(ri.RegionWarning, match=f"took longer than 2 s.*(?s:.*)way out: {more_time}"):
+        compiled(torch.ones(3))
+    finding = the_finding(compiled.report, "eager")
+    assert finding.region == "sine"
+    assert finding.message == (
+        "stays eager: Inductor could not compile the region: TimeLimitError: it took longer than 2 s"
+    )
+    assert finding.remedy == more_time
 
 
 def test_a_real_compile_names_what_lies_between_the_parts_of_a_broken_mark(ri):

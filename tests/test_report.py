@@ -147,6 +147,21 @@ def test_nothing_is_wider_than_100_columns():
     assert "m" * 60 in text
 
 
+def test_long_names_break_after_their_parts():
+    long = region(
+        "rotary_position_embedding_of_the_long_attention",
+        module_path="decoder_layers_of_the_model.0.input_layernorm_before_attention",
+        changed_options={"epilogue_fusion_with_a_long_name": False},
+        bytes_eager=10**9,
+        bytes_read=10**8,
+        bytes_written=10**8,
+        flops=10**12,
+    )
+    words = set(re.findall(r"[^\W_]+", str(report(long))))
+    for name in (long.name, long.module_path, *long.changed_options):
+        assert set(re.findall(r"[^\W_]+", name)) <= words
+
+
 def test_markup_in_names_is_text():
     assert "[bold]x[/bold]" in str(report(region("[bold]x[/bold]")))
 
@@ -214,6 +229,67 @@ def test_matrix_multiplications_are_counted_as_torch_counts_them(ri):
     with FlopCounterMode(display=False) as counter:
         f(*args)
     assert costs_of(outlined(ri, f, *args)).flops == counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("way", ["export", "symbolic_trace", "module"])
+def test_what_torch_puts_together_from_operators_is_counted_too(ri, explain, way):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = torch.nn.Linear(8, 8)
+
+        @ri.region("attention")
+        def forward(self, x):
+            weights = torch.matmul(x, x.transpose(1, 2)).softmax(-1)
+            return self.out(x.transpose(1, 2).matmul(weights).transpose(1, 2) + x)
+
+    model, x = Attention().requires_grad_(False), torch.ones(2, 6, 8)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    if way == "export":
+        given = (ri.export(model, (x,)),)
+    elif way == "module":
+        given = (model, x)
+    else:
+        graph = torch.fx.symbolic_trace(model)
+        ri.mark_nodes(graph, lambda node: True)
+        given = (graph, x)
+    assert explain(*given).regions[0].flops == counter.get_total_flops() > 0
+
+
+def test_a_function_that_is_not_torchs_is_never_called_to_count(ri, explain):
+    called = []
+
+    def foreign(x):
+        called.append(x)
+        return x @ x
+
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(foreign, (graph.placeholder("x"),)))
+    graph = torch.fx.GraphModule(torch.nn.Module(), graph)
+    ri.mark_nodes(graph, lambda node: True)
+    assert all(region.flops == 0 for region in explain(graph, torch.ones(2, 2)).regions)
+    assert len(called) <= 1  # for the shapes
+
+
+def test_views_of_inputs_are_not_written_and_each_storage_is_once(ri):
+    def f(x):
+        y = x + 1
+        return x.t(), y, y.t(), y.view(-1)[:4]
+
+    costs = costs_of(outlined(ri, f, torch.ones(10, 10)))
+    assert (costs.bytes_read, costs.bytes_written) == (400, 400)
+
+
+def test_one_of_several_results_is_written_by_itself(ri):
+    def f(x):
+        values, places = x.max(dim=0)
+        return values, places
+
+    costs = costs_of(outlined(ri, f, torch.ones(10, 10)))
+    assert costs.bytes_written == 10 * 4 + 10 * 8
 
 
 def test_views_move_nothing_and_expanded_inputs_count_once(ri):
@@ -324,7 +400,8 @@ def test_a_compiled_region_knows_its_kernels_its_steps_and_what_was_not_fused(ri
         return (x.sin() + 1) @ w
 
     compiled = ri.compile(mix)
-    compiled(torch.ones(4, 4), torch.ones(4, 4))
+    with torch._inductor.config.patch(fx_graph_cache=False):  # what a cache has isn't generated
+        compiled(torch.ones(4, 4), torch.ones(4, 4))
     (region,) = compiled.report.regions
     assert [(kernel.kind, set(kernel.ops)) for kernel in region.kernels] == [
         ("generated", {"aten.sin", "aten.add"}),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class Costs:
 
     Attributes:
         bytes_read: Bytes of its inputs: what one kernel for the whole region would read.
-        bytes_written: Bytes of its outputs.
+        bytes_written: Bytes of its outputs, without views of its inputs, which nobody writes.
         bytes_eager: Bytes that its operators read and write when each runs as a kernel of its own,
             as in eager mode. What fusing can save is the difference.
         flops: Floating-point operations of its matrix multiplications, convolutions and attention,
@@ -45,7 +46,7 @@ def costs_of(module: torch.fx.GraphModule) -> Costs | None:
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         return Costs(
             bytes_read=sum(bytes_of(node) for node in inputs),
-            bytes_written=sum(map(bytes_of, module.graph.output_node().all_input_nodes)),
+            bytes_written=_written(module.graph.output_node().all_input_nodes),
             bytes_eager=sum(_moved(node) for node in module.graph.nodes if _computes(node)),
             flops=sum(_flops_of(node) for node in module.graph.nodes if _computes(node)),
         )
@@ -65,6 +66,26 @@ def _computes(node: Node) -> bool:
 
 def _moved(node: Node) -> int:
     return bytes_of(node) + sum(map(bytes_of, node.all_input_nodes))
+
+
+def _written(outputs: Iterable[Node]) -> int:
+    """What has to be written for some values: each storage once, and none for a view of an input."""
+    found: dict[Node, int] = {}
+    for node in outputs:
+        storage = _viewed(node)
+        if storage.op != "placeholder":
+            found[storage] = max(found.get(storage, 0), bytes_of(node))
+    return sum(found.values())
+
+
+def _viewed(node: Node) -> Node:
+    """The node that made the storage that a node only looks at."""
+    while ops.is_view(node) and node.all_input_nodes:
+        source = node.all_input_nodes[0]
+        if node.target is operator.getitem and not ops.is_view(source):
+            break  # one of several results
+        node = source
+    return node
 
 
 def bytes_of(node: Node) -> int:
@@ -98,7 +119,7 @@ def _flops_of(node: Node) -> int:
 
     target = getattr(node.target, "overloadpacket", node.target)
     formula = flop_registry.get(target) if _is_hashable(target) else None
-    if formula is None:
+    if formula is None and not ops.may_consist_of_others(node):
         return 0
 
     def plain(value: Any) -> Any:
@@ -112,11 +133,33 @@ def _flops_of(node: Node) -> int:
 
     args, kwargs = map_aggregate((node.args, dict(node.kwargs)), plain)
     try:
+        if formula is None:
+            return _flops_within(node, args, kwargs)
         return int(formula(*args, **kwargs, out_val=plain(node)))
     except UnknownSize:
         raise
     except Exception:  # noqa: BLE001 - a formula for other arguments than these: nothing is known
         return 0
+
+
+def _flops_within(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """What torch counts while a node's function runs on tensors without contents."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves((args, kwargs))):
+        return 0  # it may draw random numbers, or read a clock
+    function: Callable[..., Any] = node.target  # type: ignore[assignment]
+    if node.op == "call_method":
+        function, args = getattr(args[0], str(node.target)), args[1:]
+    elif node.op == "call_module":
+        module = node.graph.owning_module.get_submodule(str(node.target))  # type: ignore[union-attr]
+        held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        without_contents = {name: value.to("meta") for name, value in held.items()}
+        function = functools.partial(torch.func.functional_call, module, without_contents)
+        args = (args,)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        function(*args, **kwargs)
+    return int(counter.get_total_flops())
 
 
 def _is_hashable(value: Any) -> bool:

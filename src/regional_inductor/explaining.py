@@ -122,7 +122,7 @@ def explain(
         dry_run = _DryRun(read_settings(asked, mode=mode))
         module = model_or_fn.module() if program else model_or_fn
         dry_run.read(module, args, number=0, direction="")
-        return dry_run.finished()
+        return dry_run.finished(_MARK_AN_EXPORT if program else _MARK_A_GRAPH)
     if not callable(model_or_fn):
         raise MarkError(
             f"explain takes a module, a function or a graph, not {type(model_or_fn).__qualname__}"
@@ -131,6 +131,17 @@ def explain(
     dry_run.note_backend(model_or_fn)
     dry_run.run(capture.uncompiled(model_or_fn), args, kwargs, dynamic)
     return dry_run.finished()
+
+
+_MARK_A_MODEL = (
+    'mark modules with regional_inductor.mark(model, "layers.*.mlp"), functions with '
+    "@regional_inductor.region"
+)
+_MARK_AN_EXPORT = (
+    "mark the model before it is exported, and export it with regional_inductor.export(...) or "
+    "strict=True, which record marks; or mark its graph with regional_inductor.mark_nodes"
+)
+_MARK_A_GRAPH = "mark its nodes with regional_inductor.mark_nodes(gm, torch.ops.aten.silu)"
 
 
 class _DryRun:
@@ -291,7 +302,7 @@ class _DryRun:
                 )
             )
 
-    def finished(self) -> Report:
+    def finished(self, how_to_mark: str = _MARK_A_MODEL) -> Report:
         report = self.report
         report.environment.update(described_environment())
         if not report.findings and not any(graph.marked for graph in report.graphs):
@@ -299,8 +310,7 @@ class _DryRun:
                 Finding(
                     "unmatched",
                     "nothing is marked in what was captured, so everything runs eagerly",
-                    remedy='mark modules with regional_inductor.mark(model, "layers.*.mlp"), functions '
-                    "with @regional_inductor.region",
+                    remedy=how_to_mark,
                 )
             )
         report.findings[:] = dict.fromkeys(report.findings)

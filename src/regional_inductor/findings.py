@@ -26,14 +26,17 @@ from .regions import (
 from .report import GraphReport, RegionReport
 from .source import module_path, user_source
 from .stages.partition import order_constraints, partition
+from .timelimit import MORE_TIME
 
 TRIAL_NODES = 300_000
 """How many nodes a dry run partitions again, on trial, to find what would join a broken mark."""
 
 _KINDS_TO_TRY = 6
+_KINDS_TO_NAME = 4
 
 _REMEDIES = (
     ("numerics=", "leave numerics out of the mark, or out of the call, to have it compiled"),
+    ("TimeLimitError", MORE_TIME),
     ("it only makes views", "take the mark off: views cost nothing in eager mode"),
     ("Inductor could not compile", 'on_error="raise" shows the whole error'),
     (
@@ -209,12 +212,15 @@ def _broken_finding(
     where = f" in {len(places)} places" if len(places) > 1 else ""
     message = f"one mark broke into {count} regions{where}"
     if added:
-        listed = " and ".join(f"`{name}` at {short(at) or 'an unknown line'}" for name, at in added)
+        listed = _listed(added)
         remedy = f"add {listed} to the region and {count} regions become {left}"
         if any(_is_kept_eager(node) for node in unmarked if _kind(node) in added):
             remedy += ": take ri.eager off it"
     elif unmarked:
-        listed = ", ".join(f"`{name}` at {short(at)}" for name, at in _kinds(unmarked)[:4])
+        kinds = _kinds(unmarked)
+        listed = _listed(kinds[:_KINDS_TO_NAME])
+        more = len(kinds) - _KINDS_TO_NAME
+        listed += f" ({more} more)" if more > 0 else ""
         remedy = (
             f"add what lies between them to the region, or move it out of the marked code: {listed}"
         )
@@ -228,6 +234,12 @@ def _broken_finding(
 
 def _kinds(nodes: Iterable[Node]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(map(_kind, nodes)))
+
+
+def _listed(kinds: Iterable[tuple[str, str]]) -> str:
+    """ "`aten.view` at model.py:31, `aten.mm` and `aten.mul` at model.py:32"."""
+    names = [f"`{name}` at {short(at)}" if at else f"`{name}`" for name, at in kinds]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _is_kept_eager(node: Node) -> bool:
@@ -319,10 +331,12 @@ def _regions_left_eager(graphs: Sequence[GraphReport]) -> Iterator[Finding]:
                 by_reason.setdefault(region.reason, []).append(region)
     for reason, regions in by_reason.items():
         names = ", ".join(dict.fromkeys(region.name for region in regions))
-        stay = f"{len(regions)} regions stay" if len(regions) > 1 else "1 region stays"
+        stays = (
+            f"{len(regions)} regions stay eager ({names})" if len(regions) > 1 else "stays eager"
+        )
         yield Finding(
             "eager",
-            f"{stay} eager ({names}): {reason}",
+            f"{stays}: {reason}",
             next((region.source for region in regions if region.source), ""),
             next((remedy for start, remedy in _REMEDIES if start in reason), ""),
             regions[0].name if len(regions) == 1 else "",

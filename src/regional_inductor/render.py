@@ -50,11 +50,12 @@ def headline(report: Report) -> str:
     regions = report.regions
     eager = sum(region.status == "eager" for region in regions)
     parts = [_count(len(regions), "region"), f"{report.distinct} distinct"]
-    parts.append(
-        "nothing compiled: a dry run" if report.dry_run else f"{report.compiles} compiled now"
-    )
+    if not report.dry_run:
+        parts.append(f"{report.compiles} compiled now")
     if eager:
         parts.append(f"{eager} left eager")
+    if report.dry_run:
+        parts.append("nothing compiled: a dry run")
     return ", ".join(parts)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 WIDTH = 100
@@ -31,8 +32,45 @@ def table(titles: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> 
             title, justify="right" if right else "left", overflow="fold", no_wrap=right
         )
     for row in rows:
-        result.add_row(*(Text(cell, overflow="fold") for cell in row))
+        cells = zip(titles, row, strict=True)
+        result.add_row(*(Text(cell) if right else Folded(cell) for (_, right), cell in cells))
     return result
+
+
+class Folded:
+    """A cell whose lines break, where they must, at spaces and after the parts of a dotted name."""
+
+    _PIECE = re.compile(r"[^\s._=/+,]*[\s._=/+,]*")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_measure__(self, console: Any, options: Any) -> Any:
+        from rich.cells import cell_len
+        from rich.measure import Measurement
+
+        longest = max(map(cell_len, self.text.splitlines()), default=0)
+        piece = max(cell_len(piece.strip()) for piece in self._PIECE.findall(self.text))
+        return Measurement(piece, longest)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        for line in self.text.splitlines() or [""]:
+            for part in self.folded(line, options.max_width):
+                yield Text(part, overflow="fold")
+
+    @classmethod
+    def folded(cls, line: str, width: int) -> list[str]:
+        """A line in parts of at most `width` columns, save where one piece alone takes more."""
+        from rich.cells import cell_len
+
+        parts = [""]
+        for piece in cls._PIECE.findall(line):
+            if parts[-1] and cell_len(parts[-1] + piece.rstrip()) > width:
+                parts.append("")
+            parts[-1] += piece
+        return [part.rstrip() for part in parts]
 
 
 def short_source(source: str) -> str:

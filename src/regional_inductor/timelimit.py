@@ -15,6 +15,9 @@ from .processes import Ending, all_threads, children_of_threads
 _AGAIN_S = 0.02
 
 
+MORE_TIME = "a longer compile_timeout in its mark, or none, has it compiled"
+
+
 class TimeLimitError(Exception):
     """Raised inside the `with` block when its time is up."""
 

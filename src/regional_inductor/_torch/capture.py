@@ -143,15 +143,26 @@ def functorch_values() -> dict[str, Any]:
 
 
 def graph_breaks() -> list[tuple[str, str]]:
-    """The graph breaks that Dynamo has seen so far: the first line of why, and `file:line`."""
+    """The graph breaks that Dynamo has seen so far: why, on one line, and `file:line`."""
     from torch._dynamo.utils import graph_break_reasons
 
     found = []
     for reason in graph_break_reasons:
         frame = reason.user_stack[-1] if reason.user_stack else None
         line = f"{frame.filename}:{frame.lineno}" if frame is not None else ""
-        found.append((next(iter(reason.reason.strip().splitlines()), ""), line))
+        found.append((_in_words(reason.reason), line))
     return found
+
+
+def _in_words(reason: str) -> str:
+    """What Dynamo calls a break, and its explanation; not its hints and links."""
+    title, *rest = reason.strip().splitlines() or [""]
+    if title.startswith("generic_jump"):
+        return f"Python branches on a value that only a run knows ({title})"
+    explained = (
+        line.strip().removeprefix("Explanation: ") for line in rest if "Explanation:" in line
+    )
+    return ". ".join([title, *explained])
 
 
 def uncompiled(model_or_fn: Any) -> Any:

@@ -1,6 +1,6 @@
 """What an operator does besides computing its result: mutation, aliasing, draws, effects.
 
-Checked on torch 2.11 and 2.13: `torch._ops` class names, schema fields, `torch.fx.node`'s set of
+Checked on torch 2.11 and 2.13: `torch._ops` class names, `has_kernel_for_dispatch_key`, schema fields, `torch.fx.node`'s set of
 side-effectful functions, the names of the autocast and grad-mode switches that Dynamo records.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.fx
+from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.node import Node
 
@@ -202,6 +203,29 @@ def is_view(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and (
         bool(getattr(node.target, "is_view", False))
         or node.target._schema.name in ("aten::detach", "aten::alias", "aten::lift_fresh")
+    )
+
+
+def may_consist_of_others(node: Node) -> bool:
+    """Whether a node calls what torch puts together from operators: `aten.linear`, `torch.matmul`.
+
+    Exported programs and Dynamo's graphs have these. What isn't torch's own never counts.
+    """
+    target = node.target
+    if node.op == "call_method":
+        return True
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        called = owner.get_submodule(str(target)) if owner is not None else None
+        return type(called).__module__.startswith("torch.nn.")
+    if isinstance(target, OpOverload):
+        if torch.Tag.pointwise in target.tags or is_view(node):
+            return False
+        return target.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+    module = getattr(target, "__module__", None) or ""
+    return node.op == "call_function" and (
+        module in ("_operator", "torch", "torch.functional")
+        or module.startswith(("torch.nn.", "torch._C"))
     )
 
 

@@ -28,7 +28,7 @@ from ..region_backends import is_boxed, is_exact, lock, may_share_a_compiler_run
 from ..region_requests import RegionRequest, requests_of
 from ..region_store import loaded_or_compiled
 from ..regions import Compiled, CompiledGraph, CompiledRegion, Finding, Outlined, Settings
-from ..timelimit import time_limit
+from ..timelimit import MORE_TIME, TimeLimitError, time_limit
 
 
 def compile(outlined: Outlined, settings: Settings) -> Compiled:  # noqa: A001 - the stage's name
@@ -280,7 +280,9 @@ def _failed(
         f"{what}; it stays eager",
         region=call.name,
         source=call.source,
-        hint='on_error="raise" shows the whole error',
+        hint=MORE_TIME
+        if isinstance(error, TimeLimitError)
+        else 'on_error="raise" shows the whole error',
     )
     warnings.warn(RegionWarning(str(failure)), stacklevel=2)
     return CompiledRegion(
