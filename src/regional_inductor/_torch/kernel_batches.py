@@ -38,11 +38,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch._guards import TracingContext, tracing
 
 from .link_stubs import with_stubs
 from .translation_units import not_beside_others, unit_source
+from .untouched import is_inductors
 from .versions import is_one_of
 from .whole_libraries import is_whole, usual_worker
 
@@ -255,7 +255,7 @@ def is_possible() -> bool:
 
     cache = codecache.CppPythonBindingsCodeCache
     return all(
-        _is_torchs(function)
+        is_inductors(function)
         for function in (
             AsyncCompile.cpp_pybinding,
             AsyncCompile.wait,
@@ -272,13 +272,6 @@ def is_possible() -> bool:
             TritonBundler.collect,
         )
     )
-
-
-def _is_torchs(function: Any) -> bool:
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    name = getattr(function, "__name__", "")
-    folder = os.path.join(os.path.dirname(torch.__file__), "_inductor", "")
-    return code is not None and code.co_name == name and code.co_filename.startswith(folder)
 
 
 @contextlib.contextmanager

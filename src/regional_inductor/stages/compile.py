@@ -18,6 +18,7 @@ from torch.fx.node import Node
 
 from .. import progress
 from .._torch import cudagraphs, dynamo, generated, trace, whole_libraries, workers
+from .._torch.affine_strides import quick_strides
 from .._torch.kernel_batches import KernelBatch, RegionKernels, kernel_batch
 from ..cache import memory
 from ..call_recording import record_call, recording_findings
@@ -122,9 +123,12 @@ def _compile_batch(
     All are lowered before the first waits for its kernels: by then these compile together.
     """
     workers.renew_broken_pools()  # one that died meanwhile would fail each region that needs it
-    compiles = settings.region_backend == "inductor"
-    mending = whole_libraries.mending() if compiles else contextlib.nullcontext()
-    with progress.compiling(len(requests)), mending, kernel_batch() as batch:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(progress.compiling(len(requests)))
+        if settings.region_backend == "inductor":
+            stack.enter_context(whole_libraries.mending())
+            stack.enter_context(quick_strides())
+        batch = stack.enter_context(kernel_batch())
         lowered = [_lower(request, settings, batch) for request in requests]
         started = time.perf_counter()
         waiting = [one for one in lowered if one.kernels is not None and one.kernels.waits]
