@@ -278,16 +278,17 @@ print(region_key(
 """
 
 
-def test_the_order_in_which_a_process_lists_sets_does_not():
-    """It changes from start to start, and what is stored must be found again."""
+def test_the_order_in_which_a_process_lists_sets_and_where_it_starts_do_not(tmp_path):
+    """They change from start to start, and what is stored must be found again."""
     keys = {
         subprocess.run(
             [sys.executable, "-c", _IN_A_PROCESS],
             env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=folder,
             stdout=subprocess.PIPE,
             check=True,
         ).stdout
-        for seed in ("1", "2")
+        for seed, folder in (("1", tmp_path), ("2", tmp_path.parent))
     }
     assert len(keys) == 1
 

@@ -51,6 +51,7 @@ triton_add = CachingAutotuner(HASHES)
 """.replace("HASHES", repr(HASHES))
 
 WRAPPER = f"""
+\"\"\"Compile-time auto-tuning block: triton_fused_add = async_compile.triton('triton_add', ...)\"\"\"
 from torch._inductor.async_compile import AsyncCompile
 
 async_compile = AsyncCompile()

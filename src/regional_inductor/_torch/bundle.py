@@ -183,11 +183,13 @@ class _Named:
 
 def _kernels_named_in(code: str) -> _Named:
     tree = ast.parse(code)
+    calls: dict[str, int] = {}
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="async_compile"), attr=method)):
                 if method not in ("cpp_pybinding", "triton", "wait"):
                     raise NotBundledError(f"it holds a kernel made by {method}")
+                calls[method] = calls.get(method, 0) + 1
             case ast.Name(id=name) if name in _COMPILES_BY_ITSELF:
                 raise NotBundledError(f"its code uses {name}")
     found = _Named()
@@ -207,7 +209,7 @@ def _kernels_named_in(code: str) -> _Named:
             ):
                 found.triton[name] = source
     for method, kernels in (("cpp_pybinding", found.cpp), ("triton", found.triton)):
-        if len(kernels) != code.count(f"async_compile.{method}("):
+        if len(kernels) != calls.get(method, 0):
             raise NotBundledError("its code defines kernels in a way that isn't known")
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -144,7 +145,7 @@ def config_key() -> str:
     digest = hashlib.sha256()
     for config in (inductor_config, functorch_config):
         for name, value in sorted(config.get_config_copy().items()):
-            if not name.startswith(_CODE_NEUTRAL):
+            if not name.startswith(_CODE_NEUTRAL) and not _is_where_we_started(config, name, value):
                 digest.update(f"{name}={_portable(value)}\n".encode())
     common = sys.modules.get("torch._inductor.codegen.common")
     for table in ("custom_backend_passes", "custom_backend_codegen_configs"):
@@ -177,6 +178,16 @@ _CODE_NEUTRAL = (
     "debug",
     "verbose_progress",
 )
+
+
+def _is_where_we_started(config: Any, name: str, value: Any) -> bool:
+    """Whether an entry is the directory that the process was started in, for want of another.
+
+    torch 2.13 resolves an empty path to Intel's CUTLASS so; no code comes from there.
+    """
+    if name != "xpu.cutlass_dir" or os.environ.get("TORCHINDUCTOR_CUTLASS_DIR"):
+        return False
+    return bool(value == config._config[name].default)
 
 
 def _portable(value: Any) -> str:
