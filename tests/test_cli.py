@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from regional_inductor import cli, demo
+from regional_inductor.regions import Finding
+from regional_inductor.rendering import show
+from regional_inductor.report import Report
 
 
 @pytest.fixture
@@ -115,7 +120,7 @@ def badly_marked():
         ),
         ("biuld", [], 2, "has no 'biuld': did you mean 'build'?"),
         ("badly_marked", [], 2, "model.py:22\n  way out: did you mean 'norm'?"),
-        ("broken", [], 1, "raised KeyError: 'weights'"),
+        ("broken", [], 1, "raised KeyError: 'weights'\n  raised at: {script}:16\n"),
         ("misfit", [], 1, "the model raised "),
     ],
 )
@@ -126,9 +131,82 @@ def test_what_goes_wrong_has_an_exit_code_and_a_line(
     script.write_text(SCRIPT)
     assert cli.main([command, f"{script}:{factory}", *more]) == code
     said = capsys.readouterr()
-    assert message in said.err
+    assert message.replace("{script}", str(script)) in said.err
     assert said.err.startswith("regional-inductor: ")
     assert said.out == ""
+
+
+@pytest.mark.parametrize("command", ["explain", "verify", "bisect"])
+def test_an_error_in_the_model_comes_with_its_line(command, tmp_path, capsys):
+    script = tmp_path / "model.py"
+    script.write_text(SCRIPT)
+    assert cli.main([command, f"{script}:misfit"]) == 1
+    # As Dynamo says it, or as we do.
+    assert re.search(r'model\.py(", line |:)10\b', capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("explain", "--html"), ("explain", "--json"), ("verify", "--json")]
+)
+def test_where_nothing_can_be_written_the_model_is_not_even_built(
+    command, option, tmp_path, capsys
+):
+    script = tmp_path / "model.py"
+    script.write_text(SCRIPT)
+    for file, why in (
+        (tmp_path / "missing" / "r", f"there is no folder {tmp_path / 'missing'} to write it into"),
+        (tmp_path, f"{tmp_path} is a folder: name a file in it"),
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main([command, f"{script}:broken", option, str(file)])
+        assert exit_info.value.code == 2
+        assert f"argument {option}: {why}" in capsys.readouterr().err
+
+
+def test_a_file_that_can_not_be_written_after_all_is_said_on_one_line(
+    tmp_path, capsys, monkeypatch
+):
+    def is_full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device", str(self))
+
+    script = tmp_path / "model.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setattr(Path, "write_text", is_full)
+    page = tmp_path / "r.html"
+    assert cli.main(["explain", f"{script}:build", "--html", str(page)]) == 1
+    said = capsys.readouterr()
+    assert said.err == f"regional-inductor: {page} can't be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("columns", [60, 300])
+def test_a_terminal_gets_its_own_width_and_colours(columns, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    finding = Finding("cheap", "one op " * 30, "model.py:3", "mark more", "add")
+    show(Report(findings=[finding]))
+    text = sys.stdout.getvalue()
+    assert "\x1b[33mcheap" in text
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert min(columns, 100) - 20 < max(len(line.rstrip()) for line in lines) <= min(columns, 100)
+
+
+def test_what_is_no_terminal_gets_plain_text(capsys):
+    show(Report())
+    assert capsys.readouterr().out == f"{Report()}\n"
+
+
+def test_the_command_alone_has_exit_codes_and_examples_too(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert re.search(
+        r"exit codes: 0 .*\n\nexamples:\n  regional-inductor ", capsys.readouterr().out
+    )
 
 
 def test_explain_writes_a_page_where_html_says(tmp_path, capsys):

@@ -161,6 +161,79 @@ def test_a_full_disk(monkeypatch, tmp_path):
     assert (check.verdict, check.detail) == ("note", f"{tmp_path}, 5 MiB free")
 
 
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    monkeypatch.setenv("REGIONAL_INDUCTOR_CACHE", "1")
+    monkeypatch.setenv("REGIONAL_INDUCTOR_CACHE_DIR", str(tmp_path / "store"))
+    for name in ("SIZE", "KEY", "KEY_FILE"):
+        monkeypatch.delenv(f"REGIONAL_INDUCTOR_CACHE_{name}", raising=False)
+    monkeypatch.delenv("REGIONAL_INDUCTOR_REMOTE", raising=False)
+    return tmp_path / "store"
+
+
+def test_the_store_says_where_it_is_and_what_it_holds(store):
+    check = checks_of(doctor._store)["store"]
+    assert check == doctor.Check(
+        "store", "ok", f"{store} (not there yet), 0 regions, 0 of 4,096 MiB"
+    )
+    assert not store.exists()
+    store.mkdir(mode=0o700)
+    (store / f"{'0' * 64}.region").write_bytes(b"0" * (3 << 20))
+    check = checks_of(doctor._store)["store"]
+    assert check.detail == f"{store}, 1 region, 3 of 4,096 MiB"
+
+
+def test_a_store_that_is_switched_off(store, monkeypatch):
+    monkeypatch.setenv("REGIONAL_INDUCTOR_CACHE", "0")
+    check = checks_of(doctor._store)["store"]
+    assert (check.verdict, check.remedy) == ("note", "unset REGIONAL_INDUCTOR_CACHE")
+
+
+def test_a_store_that_others_can_write_to(store):
+    store.mkdir()
+    store.chmod(0o777)
+    check = checks_of(doctor._store)["store"]
+    assert check.verdict == "note"
+    assert check.detail.startswith(f"{store} is not used: ")
+    assert check.remedy.startswith("chmod go=")
+
+
+def test_a_store_where_no_folder_can_be(store, monkeypatch):
+    store.write_text("a file")
+    assert checks_of(doctor._store)["store"].verdict == "note"
+    below = store / "below"
+    monkeypatch.setenv("REGIONAL_INDUCTOR_CACHE_DIR", str(below))
+    check = checks_of(doctor._store)["store"]
+    assert check.detail == f"{below} is not used: {store} is no folder"
+    assert check.remedy == "set REGIONAL_INDUCTOR_CACHE_DIR to a folder of yours"
+
+
+def test_a_store_that_is_described_wrongly_stops_every_compile(store, monkeypatch):
+    monkeypatch.setenv("REGIONAL_INDUCTOR_CACHE_SIZE", "much")
+    check = checks_of(doctor._store)["store"]
+    assert (check.verdict, check.remedy) == ("bad", 'bytes, or text such as "4GiB"')
+
+
+def test_a_remote_store_is_asked(store, monkeypatch):
+    assert checks_of(doctor._remote_store) == {}
+    monkeypatch.setenv("REGIONAL_INDUCTOR_REMOTE", "redis://localhost:1/0")
+    assert checks_of(doctor._remote_store)["remote store"].verdict == "bad"  # no key
+    monkeypatch.setenv("REGIONAL_INDUCTOR_CACHE_KEY", "k" * 32)
+
+    class Server:
+        def get(self, name):
+            raise ConnectionError("refused")
+
+    monkeypatch.setattr("regional_inductor.remote._redis", lambda url: Server())
+    check = checks_of(doctor._remote_store)["remote store"]
+    assert (check.verdict, check.detail) == (
+        "note",
+        "the remote store failed: ConnectionError: refused",
+    )
+    monkeypatch.setattr(Server, "get", lambda self, name: None)
+    assert checks_of(doctor._remote_store)["remote store"].verdict == "ok"
+
+
 @pytest.mark.parametrize("variable", ["TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"])
 def test_switches_that_turn_compiling_off(monkeypatch, variable):
     monkeypatch.setenv(variable, "1")

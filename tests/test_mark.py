@@ -663,6 +663,20 @@ def test_an_operator_that_the_graph_lacks_is_refused_with_near_ones_and_marks_no
     assert all(mark is None for _, mark in marks_of(graph))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "way_out"),
+    [
+        ("silu", "a string names a method; pass the function torch.nn.functional.silu"),
+        (torch.cos, "the graph calls it as a method: pass 'cos'"),
+    ],
+)
+def test_a_function_and_a_method_of_one_name_are_told_apart(wanted, way_out):
+    graph = torch.fx.symbolic_trace(lambda x: torch.nn.functional.silu(x).cos())
+    with pytest.raises(ri.MarkError) as caught:
+        ri.mark_nodes(graph, wanted)
+    assert str(caught.value).endswith(f"way out: {way_out}")
+
+
 def test_a_predicate_that_matches_nothing_says_what_the_graph_calls(graph):
     with pytest.raises(ri.MarkError) as caught:
         ri.mark_nodes(graph, lambda node: False)

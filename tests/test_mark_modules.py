@@ -168,7 +168,10 @@ def test_names_are_matched_without_the_segments_of_wrappers(model, x):
             "pattern 'layers.7.mlp' matches no module of Model\n|did you mean 'layers.*.mlp'",
         ),
         ("mlp", "pattern 'mlp' matches no module of Model\n|did you mean '**.mlp'?"),
-        ("qqq", "pattern 'qqq' matches no module of Model\n|model.named_modules() lists the names"),
+        (
+            "qqq",
+            "pattern 'qqq' matches no module of Model\n|Model has 'layers.*', 'layers.*.norm', 'layers.*.mlp'",
+        ),
         (nn.GroupNorm, "type GroupNorm matches no module of Model\n|did you mean 'LayerNorm'?"),
         (
             "layers",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import demo, doctor
+from .rendering import show
 
 if TYPE_CHECKING:
     from .disk import Disk
@@ -27,6 +28,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="regional-inductor",
         description="Compile marked regions of a PyTorch model with TorchInductor; run the rest eagerly.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=(
+            "exit codes: 0 done; 1 it failed, or what it checked isn't right; 2 wrong usage; COMMAND --help says more\n"
+            "\n"
+            "examples:\n"
+            "  regional-inductor doctor\n"
+            "  regional-inductor explain model.py:build --mark 'layers.*.mlp'\n"
+            "  regional-inductor verify model.py:build --mark 'layers.*.mlp'"
+        ),
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
@@ -43,14 +53,19 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser = commands.add_parser(
         "demo",
         help="train a small Llama with marked regions and compare it with eager",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Trains a small byte-level Llama on Python's own library sources, on the CPU: eagerly, with "
-            "PyTorch's regional pass, with torch.compile and with this library. Prints the regions, what each "
-            "way costs and how far it is from eager."
+            "Trains a small byte-level Llama on Python's own library sources, on the CPU: eagerly, with\n"
+            "PyTorch's regional pass, with torch.compile and with this library. Prints the regions, what\n"
+            "each way costs and how far it is from eager."
         ),
         epilog=(
-            "exit codes: 0 equal to eager within the printed tolerance; 1 not equal, or a run failed; "
-            "2 wrong usage. example: regional-inductor demo --layers 8 --json demo.json"
+            "exit codes: 0 equal to eager within the printed tolerance; 1 not equal, or a run failed;\n"
+            "            2 wrong usage\n"
+            "\n"
+            "examples:\n"
+            "  regional-inductor demo\n"
+            "  regional-inductor demo --layers 8 --json demo.json"
         ),
     )
     parser.add_argument(
@@ -65,7 +80,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "--seed", type=int, default=defaults.seed, help="for weights and batches (%(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to FILE")
+    parser.add_argument(
+        "--json", type=_file_to_write, metavar="FILE", help="also write all results to FILE"
+    )
     parser.set_defaults(run=_run_demo)
 
 
@@ -86,8 +103,9 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=(
             "FACTORY is called without arguments and returns (model, args) or (model, args, kwargs).\n"
             "\n"
-            "exit codes: 0 explained, whatever was found; 1 the factory or the model raised an error;\n"
-            "            2 wrong usage: no such script, module or factory, or a pattern without a match\n"
+            "exit codes: 0 explained, whatever was found; 1 the factory or the model raised an error, or\n"
+            "            FILE couldn't be written; 2 wrong usage: no such script, module, factory or folder\n"
+            "            to write to, or a pattern without a match\n"
             "\n"
             "examples:\n"
             "  regional-inductor explain regional_inductor.demo_worker:example\n"
@@ -102,12 +120,15 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_marks(parser)
     parser.add_argument(
         "--json",
-        type=Path,
+        type=_file_to_write,
         metavar="FILE",
         help="also write the report to FILE; see docs/report-schema.md",
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write the report to FILE as a web page"
+        "--html",
+        type=_file_to_write,
+        metavar="FILE",
+        help="also write the report to FILE as a web page",
     )
     parser.set_defaults(run=_run_explain)
 
@@ -122,12 +143,15 @@ def _run_explain(arguments: argparse.Namespace) -> int:
     try:
         report = call(merge=arguments.merge) if arguments.merge else call()
     except Exception as error:  # noqa: BLE001 - so may the model
-        return _complain(f"the model raised {type(error).__name__}: {error}", 1)
-    print(report)
-    if arguments.json is not None:
-        arguments.json.write_text(report.to_json(indent=2) + "\n")
-    if arguments.html is not None:
-        report.to_html(arguments.html)
+        return _complain(_raised("the model", error), 1)
+    show(report)
+    try:
+        if arguments.json is not None:
+            arguments.json.write_text(report.to_json(indent=2) + "\n")
+        if arguments.html is not None:
+            report.to_html(arguments.html)
+    except OSError as error:
+        return _complain(_not_written(error), 1)
     return 0
 
 
@@ -169,7 +193,9 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     _add_marks(parser)
     _add_tolerance(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
+    parser.add_argument(
+        "--json", type=_file_to_write, metavar="FILE", help="also write the result to FILE"
+    )
     parser.set_defaults(run=_run_verify)
 
 
@@ -187,10 +213,13 @@ def _run_verify(arguments: argparse.Namespace) -> int:
             show=False,
         )
     except Exception as error:  # noqa: BLE001 - so may the model
-        return _complain(f"the model raised {type(error).__name__}: {error}", 1)
-    print(result)
-    if arguments.json is not None:
-        arguments.json.write_text(result.to_json(indent=2) + "\n")
+        return _complain(_raised("the model", error), 1)
+    show(result)
+    try:
+        if arguments.json is not None:
+            arguments.json.write_text(result.to_json(indent=2) + "\n")
+    except OSError as error:
+        return _complain(_not_written(error), 1)
     return 0 if result.ok else 1
 
 
@@ -346,7 +375,7 @@ def _run_bisect(arguments: argparse.Namespace) -> int:
     except RegionError as error:
         return _complain(str(error), 1)
     except Exception as error:  # noqa: BLE001 - so may the model, uncompiled
-        return _complain(f"the model raised {type(error).__name__}: {error}", 1)
+        return _complain(_raised("the model", error), 1)
     return 0 if found.ok else 1
 
 
@@ -384,8 +413,19 @@ def _example(arguments: argparse.Namespace) -> Example | int:
     except (FactoryError, MarkError) as error:
         return _complain(str(error), 2)
     except Exception as error:  # noqa: BLE001 - a factory is the user's code, and may raise anything
-        return _complain(f"{arguments.target} raised {type(error).__name__}: {error}", 1)
+        return _complain(_raised(arguments.target, error), 1)
     return example
+
+
+def _raised(what: str, error: Exception) -> str:
+    from .source import raised_at
+
+    at = raised_at(error)
+    return f"{what} raised {type(error).__name__}: {error}" + (f"\n  raised at: {at}" if at else "")
+
+
+def _not_written(error: OSError) -> str:
+    return f"{error.filename} can't be written: {error.strerror}"
 
 
 def _complain(text: str, code: int) -> int:
@@ -400,8 +440,9 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Looks at what compiling regions needs on this machine: versions, the C++ compiler and\n"
-            "Python's headers, the GPU and Triton, the cache folder, and combinations that are known\n"
-            "not to work. Each gets a verdict (ok, note, bad) and, unless it is ok, a way out."
+            "Python's headers, the GPU and Triton, Inductor's cache, the store of compiled regions, and\n"
+            "combinations that are known not to work. Each gets a verdict (ok, note, bad) and, unless it\n"
+            "is ok, a way out."
         ),
         epilog=(
             "exit codes: 0 regions can be compiled here, notes or not; 1 something is bad; 2 wrong usage\n"
@@ -418,6 +459,16 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
     checks = doctor.examine()
     print(doctor.text(checks))
     return doctor.exit_code(checks)
+
+
+def _file_to_write(text: str) -> Path:
+    """An argparse type: a file that may be there or not, in a folder that is."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent} to write it into")
+    return path
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:

@@ -244,6 +244,20 @@ class Disk:
             return False
         return True
 
+    def trouble(self) -> Exception | None:
+        """Why nothing can be stored or loaded here, or None; makes no folder."""
+        if self.folder.exists():
+            try:
+                self._open_folder()
+            except (OSError, UntrustedError) as error:
+                return error
+        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if not existing.is_dir():
+            return NotADirectoryError(f"{existing} is no folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            return PermissionError(f"{existing} can't be written")
+        return None
+
     def _read(self, path: Path, key: str) -> Entry:
         if self.seal is not None:
             return Entry.from_bytes(self.seal.open(key, read_regular(path)), key)

@@ -9,6 +9,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,6 +239,60 @@ def _cache() -> Iterator[Check]:
         yield Check("cache", "ok", detail)
 
 
+def _store() -> Iterator[Check]:
+    from .disk import FOLDER, SWITCH, Disk
+    from .errors import RegionError
+
+    try:
+        disk = Disk.from_environment()
+    except RegionError as error:
+        yield Check("store", "bad", error.what, error.hint or "unset it")
+        return
+    if disk is None:
+        yield Check(
+            "store",
+            "note",
+            f"{SWITCH}=0: each process compiles its regions again",
+            f"unset {SWITCH}",
+        )
+        return
+    trouble = disk.trouble()
+    if trouble is not None:
+        what, remedy = str(trouble), f"set {FOLDER} to a folder of yours"
+        if isinstance(trouble, RegionError):
+            what, remedy = trouble.what, trouble.hint or remedy
+        yield Check("store", "note", f"{disk.folder} is not used: {what}", remedy)
+        return
+    entries = disk.entries()
+    used = sum(stored.size for stored in entries) / _MEBIBYTE
+    where = f"{disk.folder}" + ("" if disk.folder.exists() else " (not there yet)")
+    regions = f"{len(entries)} region" + ("" if len(entries) == 1 else "s")
+    yield Check(
+        "store", "ok", f"{where}, {regions}, {used:,.0f} of {disk.limit // _MEBIBYTE:,} MiB"
+    )
+
+
+def _remote_store() -> Iterator[Check]:
+    from .errors import RegionError, RegionWarning
+    from .remote import URL, Remote
+
+    try:
+        remote = Remote.from_environment()
+    except RegionError as error:
+        yield Check("remote store", "bad", error.what, error.hint or f"unset {URL}")
+        return
+    if remote is None:
+        return
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", RegionWarning)
+        remote.get("doctor")
+    if said:
+        what = next(iter(str(said[0].message).splitlines()))
+        yield Check("remote store", "note", what, f"start the server, or unset {URL}")
+    else:
+        yield Check("remote store", "ok", f"{URL} answers")
+
+
 # --- known-bad combinations -----------------------------------------------------------------------
 
 
@@ -317,6 +372,8 @@ CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (
     _compiler,
     _gpu,
     _cache,
+    _store,
+    _remote_store,
     _known_bad,
 )
 

@@ -23,7 +23,14 @@ from ._torch.annotate import own_code
 from ._torch.targets import is_operator, is_same_operator, target_name
 from .errors import MarkError, did_you_mean, warn
 from .options import MARK_KEY, Collectives, Numerics, parse_mark
-from .patterns import Pattern, matches, modules_by_name, near_modules, spelled
+from .patterns import (
+    Pattern,
+    general_names,
+    matches,
+    modules_by_name,
+    near_modules,
+    spelled,
+)
 from .scope import (
     Value,
     caller_line,
@@ -245,6 +252,16 @@ def _find_modules(
     return [(path, module) for path, module in named.items() if path in chosen]
 
 
+_NAMES_TO_LIST = 8
+
+
+def _names_in(model: nn.Module, named: Mapping[str, nn.Module]) -> str:
+    names = general_names(path for path, module in named.items() if _is_called(module))
+    more = len(names) - _NAMES_TO_LIST
+    listed = ", ".join(map(repr, names[:_NAMES_TO_LIST])) or "no modules"
+    return f"{type(model).__qualname__} has {listed}" + (f" and {more} more" if more > 0 else "")
+
+
 def _is_called(module: nn.Module) -> bool:
     return "forward" in module.__dict__ or type(module).forward is not nn.Module.forward
 
@@ -268,7 +285,7 @@ def _raise_no_match(
     raise MarkError(
         f"{spelled(pattern)} matches no module of {type(model).__qualname__}",
         source=source,
-        hint=f"did you mean {near}?" if near else "model.named_modules() lists the names",
+        hint=f"did you mean {near}?" if near else _names_in(model, named),
     )
 
 
@@ -727,9 +744,18 @@ def _nothing_matches(wanted: Any, targets: list[Any], source: str) -> MarkError:
         return MarkError(
             f"no node of the graph calls {name}",
             source=source,
-            hint=did_you_mean(name, present, held),
+            hint=_same_last_name(name, present) or did_you_mean(name, present, held),
         )
     return MarkError(f"the predicate {qualname(wanted)} matches no node", source=source, hint=held)
+
+
+def _same_last_name(name: str, present: list[str]) -> str:
+    """A hint for a function that was named as if it were a method, or the other way round."""
+    if "." in name:
+        method = name.rpartition(".")[2]
+        return f"the graph calls it as a method: pass {method!r}" if method in present else ""
+    functions = [one for one in present if one.rpartition(".")[2] == name]
+    return f"a string names a method; pass the function {functions[0]}" if functions else ""
 
 
 def _set_mark(node: torch.fx.Node, value: Value) -> Any:

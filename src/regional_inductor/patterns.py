@@ -39,9 +39,14 @@ def near_modules(pattern: Pattern, named: Mapping[str, nn.Module]) -> list[str]:
     if any(matches(path, module, deeper) for path, module in named.items()):
         return [deeper]
     # One entry for all layers: a list of layers.0.mlp, layers.1.mlp, ... helps less.
-    general = dict.fromkeys(_generalised(path) for path in named if path)
+    general = general_names(named)
     near = difflib.get_close_matches(pattern, general, n=3, cutoff=0.5)
     return near or difflib.get_close_matches(_generalised(pattern), general, n=3, cutoff=0.4)
+
+
+def general_names(named: Iterable[str]) -> list[str]:
+    """The names of a model's modules, with one entry for all layers: `layers.*.mlp`."""
+    return list(dict.fromkeys(_generalised(path) for path in named if path))
 
 
 def spelled(pattern: Pattern) -> str:

@@ -27,7 +27,7 @@ def renderable(report: Report) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Any] = [Text(headline(report))]
+    parts: list[Any] = [Text(headline(report), style="bold")]
     places = iter(report.regions)
     captures: dict[int, list[tuple[GraphReport, list[RegionReport]]]] = {}
     for graph in report.graphs:
@@ -40,9 +40,9 @@ def renderable(report: Report) -> Any:
         if regions:
             parts += [Text(), _table(regions)]
     if any(map(_moves, report.regions)):
-        parts += [Text(), Text(_LEGEND)]
+        parts += [Text(), Text(_LEGEND, style="dim")]
     if report.findings:
-        parts += [Text(), Text("findings"), _finding_table(report.findings)]
+        parts += [Text(), Text("findings", style="bold"), _finding_table(report.findings)]
     return Group(*parts)
 
 
@@ -136,7 +136,7 @@ def _finding_table(findings: Sequence[Finding]) -> Any:
     from rich.table import Table
 
     result = Table.grid(padding=(0, 2, 0, 0))
-    result.add_column(overflow="fold")
+    result.add_column(style="yellow", overflow="fold")
     result.add_column(overflow="fold")
     for finding in findings:
         lines = [f"{finding.region}: {finding.message}" if finding.region else finding.message]

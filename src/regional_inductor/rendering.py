@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,18 @@ def as_text(renderable: Any) -> str:
     with console.capture() as capture:
         console.print(renderable)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
+
+
+def show(printable: Any) -> None:
+    """Print what rich can draw: with its colours, as wide as it is, on a terminal; else as plain text."""
+    if not sys.stdout.isatty():
+        print(printable)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = min(WIDTH, console.width)
+    console.print(printable)
 
 
 def table(titles: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> Any:

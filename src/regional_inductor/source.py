@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import re
+import traceback
 
 import torch
 from torch.fx.node import Node
@@ -26,6 +27,11 @@ def _innermost(stack_trace: str) -> str:
         if not file.startswith((_TORCH, _OURS, "<")) and file != contextlib.__file__:
             return f"{file}:{line}"
     return ""
+
+
+def raised_at(error: BaseException) -> str:
+    """The innermost line of the user's code that an exception came through, as `file:line`, or ``""``."""
+    return _innermost("".join(traceback.format_tb(error.__traceback__)))
 
 
 def module_path(nodes: tuple[Node, ...]) -> str:
