@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -297,6 +298,83 @@ def test_ten_thousand_operators_open_layer_by_layer(opened):
     assert becomes(True, lambda: page.execute_script(drawn))
     heights = page.execute_script("return picture.nodes(':childless').map(n => n.position().y)")
     assert any(first != second for first, second in pairwise(heights))
+
+
+LONG = "rotary_position_embedding_of_query_and_key_in_the_attention_of_a_decoder_layer"
+
+
+def skipping(report: Report) -> Report:
+    """The same, with an edge from each region's first operator to all that begin a later region."""
+    (graph,) = report.graphs
+    first = {op.region: place for place, op in reversed([*enumerate(graph.operators)])}
+    first.pop(None)
+    operators = [
+        replace(op, inputs=(*op.inputs, *(i for i in first.values() if i < place)))
+        if place in first.values()
+        else op
+        for place, op in enumerate(graph.operators)
+    ]
+    graph = replace(graph, operators=tuple(operators))
+    return replace(report, graphs=[graph])
+
+
+@pytest.mark.parametrize("opens", [0, 1])
+def test_no_edge_runs_through_a_box_that_is_not_its_own(opened, opens):
+    page = opened(skipping(report_of(4, 9)))
+    for place in (2, 4)[: 2 * opens]:
+        button = f"#boxes > ul > li:nth-child({place}) > button"
+        press(page, button, "\n")
+        assert becomes(1, lambda b=button: len(page.find_elements("css selector", f"{b} + ul")))
+    crossings = """
+    const found = [];
+    picture.edges().forEach((edge) => {
+      const own = new Set(edge.connectedNodes().union(edge.connectedNodes().descendants()).map(n => n.id()));
+      const points = [edge.source().position(), ...(edge.segmentPoints() || []), edge.target().position()];
+      picture.nodes(':childless').forEach((node) => {
+        if (own.has(node.id())) return;
+        const box = node.boundingBox({ includeLabels: false, includeOverlays: false });
+        for (let i = 1; i < points.length; i++) for (let t = 0; t <= 1; t += 0.005) {
+          const x = points[i-1].x + t * (points[i].x - points[i-1].x);
+          const y = points[i-1].y + t * (points[i].y - points[i-1].y);
+          if (x > box.x1 && x < box.x2 && y > box.y1 && y < box.y2) { found.push(edge.id() + ' ' + node.id()); return; }
+        }
+      });
+    });
+    return [picture.edges().length, found];
+    """
+    edges, found = page.execute_script(crossings)
+    assert edges > 8
+    assert found == []
+
+
+def test_long_names_stay_in_their_boxes_and_break_between_words(opened):
+    report = report_of(3, 9)
+    (graph,) = report.graphs
+    regions = [replace(region, name=f"{LONG}_{LONG}") for region in graph.regions[:2]]
+    graph = replace(graph, regions=(*regions, *graph.regions[2:]))
+    page = opened(replace(report, graphs=[graph]))
+    outside = """
+    return picture.nodes(':childless').filter((node) => {
+      const box = (labels) => node.boundingBox({ includeLabels: labels, includeOverlays: false });
+      const [bare, all] = [box(false), box(true)];
+      return all.w > bare.w + 1 || all.h > bare.h + 1;
+    }).map((node) => node.data('label'));
+    """
+    assert page.execute_script(outside) == []
+    assert any(
+        "…" in n for n in page.execute_script("return picture.nodes().map(n => n.data('label'))")
+    )
+    # What one line holds is on one line, however long the names beside it are.
+    lines = "return [...document.querySelectorAll('#regions tr button')].map(b => b.getClientRects().length)"
+    assert page.execute_script(lines)[2] == 1
+
+
+def test_the_time_line_has_a_scale_and_names_the_steps_that_are_in_it(opened):
+    page = opened(report_of(3, 9))
+    ticks = [tick.text for tick in page.find_elements("css selector", ".axis span")]
+    assert ticks == ["0 s", "0.5 s", "1 s", "1.5 s", "2 s"]
+    steps = [step.text for step in page.find_elements("css selector", ".legend li")]
+    assert steps == ["stage", "lower", "compile"]
 
 
 def test_an_empty_report_opens(opened):

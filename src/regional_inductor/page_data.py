@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -212,6 +212,11 @@ def bars(report: Report) -> list[Bar]:
         Bar(label, step, (started - begin) * scale, seconds * scale, seconds)
         for (label, step, started), seconds in found.items()
     ]
+
+
+def span(of: Iterable[Bar]) -> float:
+    """Seconds from one end of the time line to the other."""
+    return max((100 * bar.seconds / bar.width for bar in of if bar.width), default=0.0)
 
 
 def lanes(report: Report) -> Iterator[tuple[str, list[Bar]]]:

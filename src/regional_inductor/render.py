@@ -49,7 +49,7 @@ def renderable(report: Report) -> Any:
 def headline(report: Report) -> str:
     regions = report.regions
     eager = sum(region.status == "eager" for region in regions)
-    parts = [_count(len(regions), "region"), f"{report.distinct} distinct"]
+    parts = [count(len(regions), "region"), f"{report.distinct} distinct"]
     if not report.dry_run:
         parts.append(f"{report.compiles} compiled now")
     if eager:
@@ -65,8 +65,8 @@ def _graph_lines(number: int, graphs: Sequence[GraphReport]) -> Iterator[str]:
         if graph.path:
             name += f", body {graph.path}"
         yield (
-            f"{name}: {_count(graph.nodes, 'node')}, {graph.marked} marked, "
-            f"{_count(len(graph.regions), 'region')}, {graph.eager} run eagerly"
+            f"{name}: {count(graph.nodes, 'node')}, {graph.marked} marked, "
+            f"{count(len(graph.regions), 'region')}, {graph.eager} run eagerly"
         )
         if kept := kept_for_backward(graph):
             yield f"  {kept}"
@@ -79,11 +79,12 @@ def kept_for_backward(graph: GraphReport) -> str:
     return (
         f"keeps {amount(graph.saved_bytes)}B for backward, not "
         f"{amount(graph.saved_bytes_otherwise or 0)}B: regions compute "
-        f"{_count(graph.recomputed, 'node')} again there"
+        f"{count(graph.recomputed, 'node')} again there"
     )
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """`1 region`, `2 regions`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from typing import Any
 
-from .page_data import lanes, page_data, title
-from .render import amount, headline, kept_for_backward, status
+from ._torch.generated import STEPS
+from .page_data import lanes, page_data, span, title
+from .render import amount, count, headline, kept_for_backward, status
 from .report import Report
 
 SCRIPTS = ("cytoscape.min.js", "cytoscape-dagre.min.js", "highlight.min.js", "sortable.min.js")
@@ -21,19 +23,38 @@ def to_html(report: Report) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(amount=amount, status=lambda region: status([region]), title=title)
+    environment.filters.update(
+        amount=amount,
+        breakable=breakable,
+        colour=lambda step: "compiler" if step == "compile" else step,
+        counted=count,
+        status=lambda region: status([region]),
+        title=title,
+    )
+    of_time = list(lanes(report))
+    drawn = {bar.step for label, bars in of_time if not label.startswith("stage ") for bar in bars}
+    seconds = span(bar for _, bars in of_time for bar in bars)
     places = iter(report.regions)
     return environment.from_string(_file("report.html.j2")).render(
         report=report,
         headline=headline(report),
         kept=kept_for_backward,
         graphs=[(graph, [next(places) for _ in graph.regions]) for graph in report.graphs],
-        lanes=list(lanes(report)),
+        lanes=of_time,
+        steps=["stage", *(step for step in STEPS if step in drawn)],
+        ticks=[f"{seconds * part / 4:.3g} s" for part in range(5)],
         data=script_safe(page_data(report)),
         style=_file("page.css"),
         scripts=[_file(f"vendor/{name}") for name in SCRIPTS],
         own_script=_file("page.js"),
     )
+
+
+def breakable(name: str) -> Any:
+    """A name that may be broken after its parts, and nowhere else."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(map(escape, re.findall(r"[^._/=+]*[._/=+]*", name)))
 
 
 def script_safe(data: Any) -> str:

@@ -9,6 +9,12 @@ const element = (name, text, attributes = {}) => {
   return made;
 };
 
+// Text that may be broken after the parts of a name.
+const breakable = (made, text) => {
+  made.replaceChildren(...text.match(/[^._/=+]*[._/=+]*/g).flatMap((piece) => [piece, element("wbr")]));
+  return made;
+};
+
 // --- light and dark ---
 const root = document.documentElement;
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
@@ -65,6 +71,8 @@ function showRegion(graph, number) {
   add("places", String(region.shared_by));
   add("inputs", region.inputs.join(", "));
   add("outputs", region.outputs.join(", "));
+  if (region.bytes_eager !== null && region.bytes_read !== null) add("bytes", `${region.bytes_eager.toLocaleString("en")} by its operators one by one, ${(region.bytes_read + region.bytes_written).toLocaleString("en")} by one kernel (${region.bytes_read.toLocaleString("en")} read)`);
+  if (region.flops) add("flops", region.flops.toLocaleString("en"));
   add("options", Object.entries(region.changed_options).map((pair) => pair.join("=")).join(", "));
   add("operators", region.ops.join(", "));
   if (region.kernels) add("kernels", region.kernels.map((kernel) => `${kernel.name} (${kernel.kind})`).join(", "));
@@ -143,9 +151,10 @@ function elements() {
   for (const box of boxes) {
     if (visible(box)) {
       const open = opened.has(box.id);
-      const label = box.operator !== undefined ? box.label : `${box.label}\n${amountIn(box)}`;
+      const [name, last] = box.operator !== undefined ? box.label.split("\n") : [box.label, amountIn(box)];
+      const text = shortened(name, last);
       found.push({
-        data: { id: `b${box.id}`, box: box.id, parent: box.parent === null ? undefined : `b${box.parent}`, label: open ? box.label : label, colour: colourOf(box) || "" },
+        data: { id: `b${box.id}`, box: box.id, parent: box.parent === null ? undefined : `b${box.parent}`, label: open ? box.label : text.join("\n"), height: Math.max(44, 15 * text.length + 14), colour: colourOf(box) || "" },
         classes: [open ? "open" : box.operator !== undefined ? "operator" : "closed", colourOf(box) ? "region" : ""].join(" "),
       });
     }
@@ -168,11 +177,71 @@ function elements() {
   }
   return found;
 }
+// A label's lines, broken after the parts of a name; what is too long loses its middle.
+const LETTERS = 27;
+function lines(text) {
+  const found = [];
+  for (const line of text.split("\n")) {
+    let now = "";
+    for (let piece of line.match(/[^._/ +]*[._/ +]*/g)) {
+      if (now && (now + piece).trimEnd().length > LETTERS) { found.push(now); now = ""; }
+      for (; piece.length > LETTERS; piece = piece.slice(LETTERS)) found.push(piece.slice(0, LETTERS));
+      now += piece;
+    }
+    found.push(now);
+  }
+  return found;
+}
+function shortened(label, last) {
+  const name = lines(label);
+  const kept = name.length > 3 ? [name[0], "…", name[name.length - 1]] : name;
+  return [...kept, ...lines(last)];
+}
+// Edges that would run through a box, which isn't theirs, go around it.
+function goAround() {
+  const solid = picture.nodes(":childless").map((node) => ({ id: node.id(), ...node.boundingBox({ includeLabels: false, includeOverlays: false }) }));
+  const edges = picture.edges();
+  if (solid.length * edges.length > 2e6) return;
+  const lanes = new Map();
+  edges.forEach((edge) => {
+    const [from, to] = [edge.source(), edge.target()];
+    const [a, b] = [from.position(), to.position()];
+    const top = from.boundingBox({ includeLabels: false }).y2, bottom = to.boundingBox({ includeLabels: false }).y1;
+    if (bottom - top < 44) return; // neighbours
+    const own = new Set([from.id(), to.id(), ...from.descendants().map((one) => one.id()), ...to.descendants().map((one) => one.id())]);
+    const between = solid.filter((box) => !own.has(box.id) && box.y1 < bottom && box.y2 > top);
+    const at = (y) => a.x + ((y - a.y) / (b.y - a.y)) * (b.x - a.x);
+    const crossed = between.filter((box) => [box.y1, box.y2].some((y) => at(y) > box.x1 - 3 && at(y) < box.x2 + 3) || (at(box.y1) < box.x1) !== (at(box.y2) < box.x1));
+    if (!crossed.length) return;
+    const middle = (a.x + b.x) / 2;
+    const beside = (side) => { // the nearest free x on one side
+      let x = side < 0 ? Math.min(...crossed.map((box) => box.x1)) - 12 : Math.max(...crossed.map((box) => box.x2)) + 12;
+      for (let again = true; again;) {
+        again = false;
+        for (const box of between) if (x > box.x1 - 6 && x < box.x2 + 6) { x = side < 0 ? box.x1 - 12 : box.x2 + 12; again = true; }
+      }
+      return x;
+    };
+    const [left, right] = [beside(-1), beside(1)];
+    let x = Math.abs(left - middle) <= Math.abs(right - middle) ? left : right;
+    const lane = `${x === left} ${Math.round(x / 6)}`;
+    const taken = lanes.get(lane) || 0;
+    lanes.set(lane, taken + 1);
+    x += (x === left ? -1 : 1) * 5 * (taken % 6);
+    const [dx, dy] = [b.x - a.x, b.y - a.y], length = Math.hypot(dx, dy);
+    const turns = [[x, top + 18], [x, bottom - 18]].map(([px, py]) => {
+      const along = ((px - a.x) * dx + (py - a.y) * dy) / (length * length);
+      const off = ((py - a.y) * dx - (px - a.x) * dy) / length;
+      return [along.toFixed(4), off.toFixed(2)];
+    });
+    edge.style({ "curve-style": "round-segments", "edge-distances": "node-position", "segment-radii": 12, "segment-weights": turns.map((turn) => turn[0]).join(" "), "segment-distances": turns.map((turn) => turn[1]).join(" ") });
+  });
+}
 function pictureStyle() {
   const colours = getComputedStyle(root);
   const of = (name) => colours.getPropertyValue(name).trim();
   return [
-    { selector: "node", style: { shape: "round-rectangle", label: "data(label)", "text-wrap": "wrap", "text-valign": "center", "font-size": 12, width: 180, height: 44, "text-max-width": 172, "text-overflow-wrap": "anywhere", "background-color": of("--panel"), "border-width": 1, "border-color": of("--faint"), color: of("--text") } },
+    { selector: "node", style: { shape: "round-rectangle", label: "data(label)", "text-wrap": "wrap", "text-valign": "center", "font-size": 12, "line-height": 1.15, width: 190, height: "data(height)", "background-color": of("--panel"), "border-width": 1, "border-color": of("--faint"), color: of("--text") } },
     { selector: "node.region", style: { "background-color": "data(colour)", color: "#111" } },
     { selector: "node.closed", style: { "border-width": 2 } },
     { selector: "node.open", style: { "text-valign": "top", "background-opacity": 0.25, color: of("--text"), padding: 14 } },
@@ -183,7 +252,8 @@ function draw(fit = true) {
   const found = elements();
   picture.elements().remove();
   picture.add(found);
-  picture.layout({ name: "dagre", rankDir: "TB", nodeSep: 18, rankSep: 36, animate: false, fit, padding: 20 }).run();
+  picture.layout({ name: "dagre", rankDir: "TB", nodeSep: 24, rankSep: 36, animate: false, fit, padding: 20 }).run();
+  goAround();
   if (fit && picture.zoom() < 0.55) { // too small to read: show the beginning, the rest is a drag away
     picture.zoom(0.75);
     const around = picture.elements().boundingBox();
@@ -205,9 +275,9 @@ function list() {
       }
       if (box.operator !== undefined) {
         const [name, op, , , , source, value] = graph.operators[box.operator];
-        item.append(element("span", `${op} ${name} ${value}`, { title: source }));
+        item.append(breakable(element("span", "", { title: source }), `${op} ${name} ${value}`));
       } else {
-        const button = element("button", `${box.label} (${box.count})`, { type: "button", class: "link", "aria-expanded": String(opened.has(id)), "data-box": String(id) });
+        const button = breakable(element("button", "", { type: "button", class: "link", "aria-expanded": String(opened.has(id)), "data-box": String(id) }), `${box.label} (${box.count})`);
         button.addEventListener("click", () => toggle(id));
         item.append(button);
         if (opened.has(id)) item.append(items(box.children));
@@ -225,6 +295,8 @@ function toggle(id) {
   list();
   const node = picture.getElementById(`b${id}`);
   picture.center(node);
+  const above = node.renderedBoundingBox().y1;
+  if (above < 10) picture.panBy({ x: 0, y: 10 - above }); // its beginning, if not all of it
   const button = byId("boxes").querySelector(`[data-box="${id}"]`);
   if (button) button.focus({ preventScroll: true });
 }
