@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
-from ._torch import inductor, ops
+from ._torch import inductor, ops, portable
 from ._torch.config import set_by_the_user
 from ._torch.symbols import SYMBOLIC_TYPES, expression_of, shape_env_of, symbols_of
 from .identity import identity_of
@@ -72,22 +73,47 @@ def key_parts(
         "operators": [
             ops.target_identity(n) for n in module.graph.nodes if n.op.startswith("call")
         ],
-        "inputs": [],
-        "arguments": [],
-        "values": [],
-        "outputs": [],
     }
-    for line in _graph_lines(module):
-        texts[_PART_OF_LINE.get(line.partition(" ")[0], "arguments")].append(line)
+    texts |= _graph_texts(module)
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     values = [n.meta.get("val") for n in module.graph.nodes]
     if any(symbols_of(value) for value in values):
         # Guards that a compile adds hold for the symbols and the ShapeEnv it ran under only.
         texts["symbols"] = [f"symbols {identity_of(shape_env_of(values))}"]
     texts["aliases"] = [f"aliases {_alias_pattern([n.meta.get('val') for n in placeholders])}"]
-    return {
-        name: hashlib.sha256("\n".join(lines).encode()).hexdigest() for name, lines in texts.items()
+    return {name: _digest(lines) for name, lines in texts.items()}
+
+
+def key_on_any_gpu(module: torch.fx.GraphModule, parts: Mapping[str, str]) -> str:
+    """The region key without the number of the GPU, for regions that know one only.
+
+    Ranks of a job each have a GPU of their own; what they compile differs by its number.
+
+    Args:
+        module: As for `region_key`.
+        parts: What `key_parts` gave for it.
+    """
+    index = portable.only_gpu(module)
+    if index is None:
+        return combined_key(parts)
+    numbered = re.compile(rf"\b(cuda:|device\(type='cuda', index=){index}\b")
+    texts = {
+        name: [numbered.sub(r"\1any", line) for line in lines]
+        for name, lines in _graph_texts(module).items()
     }
+    return combined_key({**parts, **{name: _digest(lines) for name, lines in texts.items()}})
+
+
+def _graph_texts(module: torch.fx.GraphModule) -> dict[str, list[str]]:
+    """The lines that describe a graph, by the part of the key that they belong to."""
+    texts: dict[str, list[str]] = {"inputs": [], "arguments": [], "values": [], "outputs": []}
+    for line in _graph_lines(module):
+        texts[_PART_OF_LINE.get(line.partition(" ")[0], "arguments")].append(line)
+    return texts
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 _PART_OF_LINE = {"in": "inputs", "=": "values", "out": "outputs"}

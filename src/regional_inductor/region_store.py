@@ -21,6 +21,7 @@ from .disk import FOLDER, SIZE, SWITCH, Disk
 from .entry import SCHEMA, Entry
 from .errors import warn
 from .region_backends import is_boxed
+from .region_key import key_on_any_gpu
 from .region_requests import RegionRequest
 from .regions import CompiledRegion, Settings
 from .remote import URL, Remote
@@ -74,7 +75,7 @@ def loaded_or_compiled(
     if forbidden:
         log.info("compiled regions are not stored: %s", forbidden)
         return compile_batch(requests)
-    keys = {r.key: stored_key(r) for r in requests if _is_stored(r)}
+    keys = {r.key: stored_keys(r) for r in requests if _is_stored(r)}
     supply = _Supply(keys, compile_batch, local, server)
     found = supply.from_disk(requests)
     missing = [r for r in requests if r.key not in found]
@@ -88,14 +89,15 @@ class _Supply:
     """The places that one batch of requests may be served from.
 
     Attributes:
-        keys: What regions are stored under, by region key; those that aren't stored are missing.
+        keys: What regions are stored under, by region key; those that aren't stored are missing. The first
+            is that of whoever else has the same work; others, of what only the GPU at hand can run.
         compile_batch: Compiles distinct regions.
         disk: The store on disk, if any.
         server: The store on a server, if any.
         entries: Those made or loaded so far, by the key that they are stored under.
     """
 
-    keys: Mapping[str, str]
+    keys: Mapping[str, tuple[str, ...]]
     compile_batch: Compile
     disk: Disk | None
     server: Remote | None
@@ -117,12 +119,12 @@ class _Supply:
         theirs: list[RegionRequest] = []
         with contextlib.ExitStack() as locks:
             for request in requests:
-                key = self.keys.get(request.key)
-                mine = key is None or locks.enter_context(self.disk.lock(key, timeout=0))
+                keys = self.keys.get(request.key)
+                mine = keys is None or locks.enter_context(self.disk.lock(keys[0], timeout=0))
                 (ours if mine else theirs).append(request)
             found = self._compiled(ours)
         for request in theirs:
-            with self.disk.lock(self.keys[request.key], timeout=WAIT):
+            with self.disk.lock(self.keys[request.key][0], timeout=WAIT):
                 found |= self._compiled([request])
         return found
 
@@ -130,7 +132,7 @@ class _Supply:
         self, job: ranks.Job, requests: Sequence[RegionRequest]
     ) -> dict[str, CompiledRegion]:
         """Each made by one rank and fetched by the others; what can't be stored each makes itself."""
-        asking = {self.keys[r.key]: r for r in requests if r.key in self.keys}
+        asking = {self.keys[r.key][0]: r for r in requests if r.key in self.keys}
         found: dict[str, CompiledRegion] = {}
 
         def produce(keys: Sequence[str]) -> dict[str, bytes | None]:
@@ -160,7 +162,9 @@ class _Supply:
         found = self.from_disk(requests)
         fetched = self._found([r for r in requests if r.key not in found], self.server, "fetched")
         for key in fetched:
-            self._put_on_disk(self.entries[self.keys[key]])
+            for stored in self.keys[key]:
+                if stored in self.entries:
+                    self._put_on_disk(self.entries[stored])
         found |= fetched
         missing = [r for r in requests if r.key not in found]
         if not missing:
@@ -188,19 +192,17 @@ class _Supply:
         """What a store has; an entry that can't be loaded is reported and counts as missing."""
         found = {}
         for request in requests:
-            key = self.keys.get(request.key)
-            if store is None or key is None:
-                continue
-            started = time.perf_counter()
-            entry = store.get(key)
-            if entry is None:
-                continue
-            try:
-                found[request.key] = self._loaded(request, entry, status, started)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, compiling helps
-                if _is_the_device_s(error, entry):
+            for key in self.keys.get(request.key, ()):
+                started = time.perf_counter()
+                entry = None if store is None else store.get(key)
+                if store is None or entry is None:
                     continue
-                store.reject(key, f"{type(error).__name__}: {error}")
+                try:
+                    found[request.key] = self._loaded(request, entry, status, started)
+                    break
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with it, compiling helps
+                    if not _is_the_device_s(error, entry):
+                        store.reject(key, f"{type(error).__name__}: {error}")
         return found
 
     def _loaded(
@@ -210,6 +212,9 @@ class _Supply:
         status: Literal["disk", "fetched"],
         started: float,
     ) -> CompiledRegion:
+        gpu = portable.only_gpu(request.module)
+        if gpu is not None and entry.key == self.keys[request.key][0]:
+            entry = replace(entry, parts=bundle.moved(entry.parts, gpu))
         with inductor.configured(request.options):
             call = bundle.load(entry.parts, entry.key[:12])
         memory.put(request.key, call)
@@ -228,8 +233,8 @@ class _Supply:
     def _publish(
         self, request: RegionRequest, call: Callable[..., Any] | None, seconds: float
     ) -> None:
-        key = self.keys.get(request.key)
-        if key is None or call is None:
+        keys = self.keys.get(request.key)
+        if keys is None or call is None:
             return
         try:
             parts = bundle.dump(call)
@@ -240,6 +245,7 @@ class _Supply:
             log.info("region %s is not stored: %r", request.call.name, error)
             log.debug("why it is not stored", exc_info=True)
             return
+        key = keys[0] if len(keys) == 1 or bundle.is_movable(parts) else keys[1]
         entry = Entry(key, _about(request, seconds), parts)
         self.entries[key] = entry
         self._put(entry)
@@ -276,16 +282,29 @@ def _is_the_device_s(error: Exception, entry: Entry | None) -> bool:
     return True
 
 
-def stored_key(request: RegionRequest) -> str:
-    """What a region is stored under: its key, and everything that this machine's code depends on."""
+def stored_keys(request: RegionRequest) -> tuple[str, ...]:
+    """What a region is stored under: its key, and everything that this machine's code depends on.
+
+    A region on a GPU has two: one for any GPU of this kind, under which is stored what can be made to run on
+    each, and one with the GPU's number, for the rest.
+    """
     kinds = portable.device_kinds(request.module)
+    keys = [_stored_key(request.key, machine.devices(kinds))]
+    gpu = portable.only_gpu(request.module)
+    if gpu is not None and request.key_parts is not None:
+        anywhere = key_on_any_gpu(request.module, request.key_parts)
+        keys.insert(0, _stored_key(f"any GPU {anywhere}", machine.one_gpu(gpu)))
+    return tuple(keys)
+
+
+def _stored_key(region: str, devices: Mapping[str, str]) -> str:
     text = json.dumps(
         {
-            "region": request.key,
+            "region": region,
             "schema": SCHEMA,
             "package": package_digest(),
             "build": machine.build(),
-            "devices": machine.devices(kinds),
+            "devices": devices,
         },
         sort_keys=True,
     )

@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch._guards import TracingContext, tracing
 
-from . import generated, inductor, triton_kernels
+from . import generated, inductor, moving, triton_kernels
 from .versions import is_one_of
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
@@ -131,6 +131,43 @@ def with_choices(compiled: Any, parts: Mapping[str, bytes]) -> Parts:
         NotBundledError: The files of a kernel are gone.
     """
     return _with_triton(parts, _triton_kernels_in(compiled))
+
+
+def is_movable(parts: Mapping[str, bytes]) -> bool:
+    """Whether `moved` can make a bundle that was made for one GPU run on others of the same kind."""
+    try:
+        return "graph" in moved(parts, 0)
+    except NotBundledError:
+        return False
+
+
+def moved(parts: Mapping[str, bytes], to: int) -> Parts:
+    """The bundle for another GPU of the same kind.
+
+    Args:
+        parts: As `dump` gave them.
+        to: The number of the GPU that it shall run on.
+
+    Raises:
+        NotBundledError: It can't be had from this one.
+    """
+    if "graph" not in parts:
+        raise NotBundledError("only code that was lowered directly is rewritten for another GPU")
+    source = parts["graph"].decode()
+    try:
+        rewritten = moving.moved(source, to)
+    except moving.UnmovableError as error:
+        raise NotBundledError(str(error)) from error
+    if rewritten == source:
+        return dict(parts)
+    described = json.loads(parts["bundle"])
+    triton = described.get("triton")
+    if triton is not None:
+        before, after = _kernels_named_in(source).triton, _kernels_named_in(rewritten).triton
+        names = {_sha(before[name].encode()): _sha(after[name].encode()) for name in before}
+        triton["device"] = to
+        triton["choices"] = {names[digest]: choice for digest, choice in triton["choices"].items()}
+    return {**parts, "graph": rewritten.encode(), "bundle": json.dumps(described).encode()}
 
 
 def check(parts: Mapping[str, bytes]) -> None:

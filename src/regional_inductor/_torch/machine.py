@@ -44,6 +44,11 @@ def devices(kinds: frozenset[str]) -> dict[str, str]:
     return found
 
 
+def one_gpu(number: int) -> dict[str, str]:
+    """One of the GPUs that this process sees, whatever its number, and the compiler that serves it."""
+    return {"cuda": _gpu(number), "triton": _triton_version(), "driver": _driver_version()}
+
+
 @cache
 def _gpu(index: int) -> str:
     properties: Any = torch.cuda.get_device_properties(index)

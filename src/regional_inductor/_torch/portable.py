@@ -116,10 +116,21 @@ def _operators_in(value: Any) -> Iterator[Any]:
 
 def device_kinds(module: torch.fx.GraphModule) -> frozenset[str]:
     """The kinds of devices that a region's values are on."""
-    found = set()
+    return frozenset(device.type for device in _devices(module))
+
+
+def only_gpu(module: torch.fx.GraphModule) -> int | None:
+    """The number of the GPU that a region's values are on, if they are on one alone, apart from the CPU."""
+    found = {device for device in _devices(module) if device.type != "cpu"}
+    if len(found) != 1:
+        return None
+    (device,) = found
+    return device.index if device.type == "cuda" else None
+
+
+def _devices(module: torch.fx.GraphModule) -> Iterator[torch.device]:
     for node in module.graph.nodes:
         value = node.meta.get("val")
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, torch.Tensor):
-                found.add(item.device.type)
-    return frozenset(found)
+                yield item.device
