@@ -193,6 +193,60 @@ def test_signalling_nans_and_zeros_of_both_signs_are_as_in_eager():
     assert compiled.report.regions[0].status == "compiled"
 
 
+@pytest.mark.inductor
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_operators_whose_kernels_are_special_are_equal_to_eager(dtype):
+    """oneDNN's GELU and ATen's own, halves of a tensor, series, one function or another by layout."""
+
+    @ri.region("special", numerics="eager")
+    def f(x, low, high):
+        turned = x.t()[:, ::2]
+        return (
+            *(F.gelu(x), F.gelu(turned), F.glu(x, -1), F.glu(x[:36], 0)),
+            *(torch.special.i1(x), torch.polygamma(1, x), torch.sinc(x)),
+            *(torch.logit(x), torch.logit(turned, 0.1), torch.ldexp(x, low[:1])),
+            *(torch.clamp(x, low, high), torch.clamp(x, min=low), F.threshold(x, 0.1, 2.0)),
+        )
+
+    x, low, high = (awkward(37, 66, dtype=dtype, seed=seed) for seed in range(3))
+    compiled = ri.compile(f)
+    for number, (a, b) in enumerate(zip(compiled(x, low, high), f(x, low, high), strict=True)):
+        assert not unequal_bits(a, b).any(), number
+    (region,) = compiled.report.regions
+    assert region.status == "compiled"
+    assert not [f for f in compiled.report.findings if f.kind == "fallback"]
+
+
+@pytest.mark.inductor
+def test_gradients_of_gelu_and_glu_are_equal_to_eager():
+    def run(function):
+        x = awkward(37, 66).nan_to_num(0.5, 2.0, -2.0).requires_grad_()
+        h = function(x)
+        h.backward(torch.linspace(-2, 2, h.numel()).view(h.shape))
+        return h.detach(), x.grad
+
+    def f(x):
+        return F.gelu(F.glu(x) * 1.5) - F.gelu(x[:, ::2].t()).t()
+
+    compiled = ri.compile(ri.region("gates", numerics="eager")(f))
+    for a, b in zip(run(compiled), run(f), strict=True):
+        assert not unequal_bits(a, b).any()
+    assert {region.status for region in compiled.report.regions} == {"compiled"}
+
+
+@pytest.mark.inductor
+def test_symbolic_sizes_are_tried_at_the_sizes_of_the_capture():
+    @ri.region("dynamic", numerics="eager")
+    def f(x):
+        return x.sin() * 2
+
+    compiled = ri.compile(f, dynamic=True, on_error="raise")
+    for rows in (3, 8):
+        x = awkward(rows, 5)
+        assert bits_equal(compiled(x), f(x))
+    assert compiled.report.regions[0].status == "compiled"
+
+
 # --- not equal: named, never approximated -----------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.fx
 
-from ._torch.trial_inputs import outside_tracing, trial_inputs
+from ._torch.trial_inputs import UnknownSizeError, outside_tracing, trial_inputs
 
 ENOUGH_ELEMENTS = 50_000
 MOST_ROUNDS = 8
@@ -33,14 +33,18 @@ def check_equal_to_eager(
         boxed: Whether that takes one list.
 
     Raises:
-        NotEqualToEagerError: An output differs in a bit. NaNs are equal whatever their bits.
+        NotEqualToEagerError: An output differs in a bit, or nothing can be tried. NaNs are equal
+            whatever their bits.
     """
     fakes = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     outputs: Any = module.graph.output_node().args[0]
     tried = 0
     with outside_tracing():
         for seed in itertools.count():
-            inputs = trial_inputs(fakes, seed)
+            try:
+                inputs = trial_inputs(fakes, seed)
+            except UnknownSizeError as error:
+                raise NotEqualToEagerError(f"can't be tried before it is used: {error}") from None
             expected = module(*inputs)
             result = compiled(list(inputs)) if boxed else compiled(*inputs)
             for name, a, b in zip(outputs, result, expected, strict=True):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import regional_inductor as ri
+from regional_inductor.exactness import unequal_bits
 
 from .programs import COLUMNS, Program, source
 
@@ -169,7 +170,7 @@ def difference(actual: list[Any], expected: list[Any], *, exact: bool) -> str:
             return f"value {index}: {kinds[0]} where eager has {kinds[1]}"
         if not torch.equal(a.isnan(), e.isnan()):
             return f"value {index}: NaN in other places"
-        if torch.equal(a.nan_to_num(), e.nan_to_num()):
+        if not (unequal_bits(a, e).any() if exact else (a.nan_to_num() != e.nan_to_num()).any()):
             continue
         error = (a.double() - e.double()).nan_to_num().abs().max().item()
         scale = max(e.double().nan_to_num().abs().max().item(), 1e-2)

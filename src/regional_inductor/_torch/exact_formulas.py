@@ -28,13 +28,15 @@ class Formula:
             `return`. Empty if eager has no vector code: `scalar` is then run on every element.
         scalar: The same over floats, where eager's scalar code gives other bits; else empty.
         vector_bytes: How wide eager's vectors are for this kernel, at most (32 if ATen has no
-            AVX512 build of it). Means something only where both are given. 0: the vector code runs
-            on operands that are one dense block in one order, the scalar code on others.
+            AVX512 build of it). Means something only where both are given.
+        in_one_block: What computes all elements of operands that are one dense block in one order,
+            where that is another function.
     """
 
     vector: str
     scalar: str = ""
     vector_bytes: int = 64
+    in_one_block: Formula | None = None
 
     @property
     def depends_on_position(self) -> bool:
@@ -106,18 +108,52 @@ RSQRT_LOW = Formula("V(1) / a.sqrt()", "1.f / R(std::sqrt(a))", 32)
 """bfloat16's rsqrt; `pow(x, -0.5)` has the same two functions in an AVX512 kernel."""
 POW_RSQRT_LOW = Formula(RSQRT_LOW.vector, RSQRT_LOW.scalar)
 
-_I0E = (
-    "auto y = {y}; float b0 = A[0], b1 = 0, b2 = 0;"
-    " for (size_t i = 1; i < n; i++) {{ b2 = b1; b1 = b0; b0 = std::fma(y, b1, -b2) + A[i]; }}"
-    " float s = .5f * (b0 - b2);"
+# The compiler of ATen contracted, and in `i1` also did the first step, in which b1 is 0, by itself.
+_CHEBYSHEV = (
+    " auto p = chebyshev_coefficients_{table}<float>(); auto A = std::get<0>(p);"
+    " size_t n = std::get<1>(p); auto y = {y}; float b0 = {first}, b1 = {before}, b2 = 0;"
+    " for (size_t i = {start}; i < n; i++)"
+    " {{ b2 = b1; b1 = b0; b0 = std::fma(y, b1, -b2) + A[i]; }} float s = .5f * (b0 - b2);"
 )
+_SMALL, _LARGE = "x / 2.f - 2.f", "32.f / x - 2.f"
+
+
+def _i0_series(table: str, y: str) -> str:
+    return _CHEBYSHEV.format(table=table, y=y, first="A[0]", before=0, start=1)
+
+
+def _i1_series(table: str, y: str) -> str:
+    first = "std::fma(y, A[0], A[1])"
+    return _CHEBYSHEV.format(table=table, y=y, first=first, before="A[0]", start=2)
+
+
 I0 = _each(
-    "float x = std::abs(a); if (x <= 8.f) {"
-    " auto p = chebyshev_coefficients_i0e_A<float>(); auto A = std::get<0>(p); size_t n = std::get<1>(p);"
-    f" {_I0E.format(y='x / 2.f - 2.f')} return std::exp(x) * s; }}"
-    " auto p = chebyshev_coefficients_i0e_B<float>(); auto A = std::get<0>(p); size_t n = std::get<1>(p);"
-    f" {_I0E.format(y='32.f / x - 2.f')} return std::exp(x) * s / std::sqrt(x);"
+    f"float x = std::abs(a); if (x <= 8.f) {{ {_i0_series('i0e_A', _SMALL)} return std::exp(x) * s; }}"
+    f" {_i0_series('i0e_B', _LARGE)} return std::exp(x) * s / std::sqrt(x);"
 )
+I1 = _each(
+    "float x = std::abs(a), out;"
+    f" if (x <= 8.f) {{ {_i1_series('i1e_A', _SMALL)} out = std::exp(x) * x * s; }}"
+    f" else {{ {_i1_series('i1e_B', _LARGE)} out = std::exp(x) * s / std::sqrt(x); }}"
+    " return a < 0.f ? -out : out;"
+)
+TRIGAMMA = _each(
+    "constexpr float pi = 3.14159265358979323846f; float x = a, sign = 1, sum = 0;"
+    " if (x < .5f) { sign = -1; float s = std::sin(pi * x); sum -= pi * pi / (s * s); x = 1 - x; }"
+    " for (int i = 0; i < 6; i++) { sum += 1 / (x * x); x += 1; } float r = 1 / (x * x);"
+    " float tail = std::fma(-r, std::fma(-r, 1.f / 42, 1.f / 30), 1.f / 6);"
+    " return sign * (sum + std::fma(r, tail, 1 + 1 / (2 * x)) / x);"
+)
+
+
+def polygamma(order: int) -> Formula:
+    """Derivatives of `digamma`."""
+    if order == 0:
+        return VECTOR_UNARY["digamma"]
+    if order == 1:
+        return TRIGAMMA
+    return _each(f"calc_polygamma(a, {order})")
+
 
 # --- two and more operands ------------------------------------------------------------------------
 
@@ -156,6 +192,10 @@ POW = Formula("a.pow(b)", "std::pow(a, b)")
 ATAN2 = Formula("a.atan2(b)", "std::atan2(a, b)")
 HYPOT = Formula("a.hypot(b)", "std::hypot(a, b)")
 COPYSIGN = Formula("a.copysign(b)")
+LDEXP = Formula(
+    "a * R(V(2).pow(b))", "volatile float two = 2; return a * R(std::pow((float)two, b));"
+)
+NEXTAFTER_LOW = _each("std::nextafter(at::BFloat16(a), at::BFloat16(b))")
 NEXTAFTER = Formula("a.nextafter(b)")
 # Of two zeros the vector code takes the second, the scalar code the first.
 MAXIMUM = Formula(
@@ -170,6 +210,11 @@ FMIN = _each("a == b ? a : std::fmin(a, b)")
 FMAX_LOW = _each("a == b ? b : std::fmax(a, b)")
 FMIN_LOW = _each("a == b ? b : std::fmin(a, b)")
 CLAMP = Formula("at::vec::clamp(a, R(b), R(c))")
+CLAMP_TENSORS = Formula(
+    "at::vec::minimum(at::vec::maximum(a, b), c)",
+    "if (a != a || b != b || c != c) return NAN; float x = a < b ? b : a; return c < x ? c : x;",
+    32,
+)
 CLAMP_MIN = Formula("at::vec::clamp_min(a, R(b))")
 CLAMP_MAX = Formula("at::vec::clamp_max(a, R(b))")
 XLOGY = _each("if (std::isnan(b)) return NAN; return a == 0 ? 0.f : a * R(std::log(b));")
@@ -216,8 +261,22 @@ SOFTSHRINK = Formula(  # a, lambda
     32,
 )
 HARDSHRINK = Formula("V::blendv(a, V(0), (a >= R(b).neg()) & (a <= R(b)))")
-THRESHOLD = Formula("V::blendv(c, b, a <= R(d))")
+THRESHOLD = Formula("V::blendv(c, b, a <= d)")
 """Of a (the input), b (the value), c (what passes), d (the threshold)."""
+
+_ROOT_HALF, _GELU_DENSITY = "0.70710678118654752440f", "0.39894228040143267794f"
+GELU = Formula(
+    f"a * V(.5f) * (V(1) + (a * V({_ROOT_HALF})).erf())",
+    f"a * .5f * (1.f + std::erf(a * {_ROOT_HALF}))",
+)
+"""With `erf`, where eager doesn't call oneDNN (`exact_gelu.py`)."""
+GELU_BACKWARD = Formula(
+    f"V cdf = V(.5f) * (V(1) + (b * V({_ROOT_HALF})).erf());"
+    f" V density = V({_GELU_DENSITY}) * (b * b * V(-.5f)).exp(); return a * (cdf + b * density);",
+    f"float cdf = .5f * (1.f + std::erf(b * {_ROOT_HALF}));"
+    f" float density = {_GELU_DENSITY} * std::exp(b * b * -.5f);"
+    " return a * (cdf + b * density);",
+)
 
 _GELU_BETA = "(float)(1.41421356237309504880 * 1.12837916709551257390 * 0.5)"
 _GELU_KAPPA = "(float)0.044715"
@@ -226,17 +285,26 @@ GELU_TANH = Formula(
     f".5f * a * (1.f + std::tanh({_GELU_BETA} * std::fma({_GELU_KAPPA}, a * a * a, a)))",
 )
 
+GLU = Formula("a * (V(1) / (V(1) + b.neg().exp()))", "a * (1.f / (1.f + std::exp(-b)))")
+GLU_BACKWARD = Formula("(V(1) - a) * a * b * c")
+"""Of the gate (rounded), what it multiplies and the gradient: the gradient of the gate's operand."""
+
 LOG_SIGMOID = Formula("at::vec::minimum(a, V(0)) - a.abs().neg().exp().log1p()")
 BCE_WITH_LOGITS = Formula(
     "V side = at::vec::minimum(a, V(0)) - a.abs().neg().exp().log1p();"
     " return R(R(V(1) - b) * a) - R(side);"
 )
 LOG_SIGMOID_BUFFER = Formula("a.abs().neg().exp()")
-LOGIT = Formula(_mkl("vmsLn", "a / (V(1) - a)"), "std::log(a / (1.f - a))", 0)
+LOGIT = Formula(
+    "(a / (V(1) - a)).log()",
+    "std::log(a / (1.f - a))",
+    in_one_block=Formula(_mkl("vmsLn", "a / (V(1) - a)")),
+)
+_CLAMPED = "V x = at::vec::clamp(a, b, c);"
 LOGIT_CLAMPED = Formula(  # a, low, high
-    _mkl("vmsLn", "[&]() -> V { V x = at::vec::clamp(a, b, c); return x / (V(1) - x); }()"),
+    f"{_CLAMPED} return (x / (V(1) - x)).log();",
     "float x = a < b ? b : (a > c ? c : a); return std::log(x / (1.f - x));",
-    0,
+    in_one_block=Formula(_mkl("vmsLn", f"[&]() -> V {{ {_CLAMPED} return x / (V(1) - x); }}()")),
 )
 LOGIT_LOW = _each("std::log(R(a / R(1.f - a)))")
 LOGIT_CLAMPED_LOW = _each(
@@ -246,14 +314,14 @@ LOGIT_CLAMPED_LOW = _each(
 # --- their gradients: a is what comes from above, b the input or the output -------------------------
 
 SIGMOID_BACKWARD = Formula("a * (V(1) - b) * b")
-TANH_BACKWARD = Formula("a * fnmadd(b, b, V(1))")
+TANH_BACKWARD = Formula("a * fmadd(b.neg(), b, V(1))")
 SILU_BACKWARD = Formula(
     "V s = V(1) / (V(1) + b.neg().exp()); return a * s * fmadd(b, V(1) - s, V(1));",
     "float s = 1.f / (1.f + std::exp(-b)); return a * s * std::fma(b, 1.f - s, 1.f);",
 )
 MISH_BACKWARD = Formula(
     "V s = V(1) / (V(1) + b.neg().exp()), t = b.exp().log1p().tanh();"
-    " return a * fmadd(b * s, fnmadd(t, t, V(1)), t);",
+    " return a * fmadd(b * s, fmadd(t.neg(), t, V(1)), t);",
     "float s = 1.f / (1.f + std::exp(-b)), t = std::tanh(std::log1p(std::exp(b)));"
     " return a * std::fma(b * s, std::fma(-t, t, 1.f), t);",
 )
@@ -261,7 +329,7 @@ GELU_TANH_BACKWARD = Formula(
     f"V beta({_GELU_BETA}), kappa({_GELU_KAPPA}); V square = b * b;"
     " V t = (beta * fmadd(kappa, b * square, b)).tanh(); V left = V(.5f) * b;"
     " V right = V(.5f) * (V(1) + t), inner = beta * fmadd(V(3) * kappa, square, V(1));"
-    " return a * (right + left * fnmadd(t, t, V(1)) * inner);",
+    " return a * (right + left * fmadd(t.neg(), t, V(1)) * inner);",
     f"float beta = {_GELU_BETA}, kappa = {_GELU_KAPPA}; float square = b * b;"
     " float t = std::tanh(beta * std::fma(kappa, square * b, b)), left = .5f * b;"
     " float right = .5f * (1.f + t), inner = beta * std::fma(3.f * kappa, square, 1.f);"
@@ -322,7 +390,7 @@ NAN_TO_NUM = Formula(  # a, for NaN, for infinity, for minus infinity
     " return V::blendv(r, d, a == V(-INFINITY));"
 )
 SINC = _each(
-    "if (a == 0) return 1.f; float p = R(R(3.14159265358979323846f) * a); return R(std::sin(p)) / p;"
+    "if (a == 0) return 1.f; float p = 3.14159265358979323846f * a; return std::sin(p) / p;"
 )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -23,7 +23,8 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
-from . import config, exact_cuda, exact_ops, exact_trials, inductor
+from . import config, exact_cuda, exact_expansions, exact_ops, exact_trials, inductor
+from .exact_formulas import Formula
 from .loops import ALL_SCALAR, GRAIN
 
 _CPU_OPTIONS: dict[str, Any] = {
@@ -54,7 +55,7 @@ def required_options(module: torch.fx.GraphModule) -> dict[str, Any]:
 
 def with_exact_operators(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """A copy of a region in which each operator with a formula is a call of ours that carries it."""
-    module = exact_trials.expanded(module)
+    module = exact_trials.expanded(module, _expansion)
     graph = torch.fx.Graph()
     copies: dict[Node, Node] = {}
     for node in module.graph.nodes:
@@ -82,17 +83,39 @@ def with_exact_operators(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return torch.fx.GraphModule(module, graph)
 
 
+def _expansion(node: Node) -> Callable[..., Any] | None:
+    return exact_expansions.expansion(node, _computed) if _may_have_a_formula(node) else None
+
+
+def _computed(formula: Formula, tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Our operator for a formula over tensors of one shape and type, while a graph is traced."""
+    shape, dtype = tuple(tensors[0].shape), tensors[0].dtype
+    positions: tuple[int, ...] = ()
+    if formula.depends_on_position:
+        formula, positions = exact_ops.placed(formula, shape, tensors, dtype)
+    order = list(range(len(tensors)))
+    text = (formula.vector, formula.scalar)
+    result: torch.Tensor = _prepared()(tensors, [], order, *text, dtype, dtype, positions, [])
+    return result
+
+
 def _may_have_a_formula(node: Node) -> bool:
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else (value,)
-    return node.op == "call_function" and any(
-        isinstance(v, torch.Tensor) and v.device.type not in exact_cuda.DEVICES for v in values
+    is_ours = getattr(node.target, "namespace", "") == "regional_inductor"
+    return (
+        node.op == "call_function"
+        and not is_ours
+        and any(
+            isinstance(v, torch.Tensor) and v.device.type not in exact_cuda.DEVICES for v in values
+        )
     )
 
 
 def identity() -> str:
     """Changes with whatever here, or in the processor, changes what is generated."""
-    return f"{_TAG} {torch.backends.cpu.get_cpu_capability()} {torch._C.has_mkl}"
+    libraries = f"{torch._C.has_mkl} {bool(torch.backends.mkldnn.enabled)}"
+    return f"{_TAG} {torch.backends.cpu.get_cpu_capability()} {libraries}"
 
 
 @contextlib.contextmanager

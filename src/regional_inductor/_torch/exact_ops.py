@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import Node
 
-from . import exact_cuda
+from . import exact_cuda, exact_expansions, exact_gelu
 from . import exact_formulas as f
 from .exact_cuda import NotExactError as _NotExactError
 from .exact_formulas import Formula
@@ -97,7 +97,8 @@ def needs_trial(node: Node) -> bool:
     capability = torch.backends.cpu.get_cpu_capability()
     if torch._C.has_mkl and (_version(), capability) in PROVEN:
         return False
-    return str(node.target) in _TUPLES or exact_form(node) is not None
+    composed = str(node.target) in _TUPLES or exact_expansions.has_expansion(node)
+    return composed or exact_form(node) is not None
 
 
 def _version() -> tuple[int, ...]:
@@ -151,6 +152,10 @@ def _check(node: Node) -> Exact | None:
         return None
     if name in _TUPLES:
         return None  # its results have the formulas
+    if exact_expansions.has_expansion(node):
+        if any(symbols_of(tensor) for tensor in tensors):
+            raise _NotExactError("is proven for sizes known when it is compiled")
+        return None
     if all(tensor.dtype in _INTEGERS for tensor in tensors) and tensors[1:]:
         if name in _INTEGER_OPS and not _has_float_constant(node):
             return None
@@ -174,6 +179,8 @@ def _part(node: Node) -> Exact | None:
 
 def _check_constant(node: Node, value: torch.Tensor) -> None:
     """A constant that isn't of its tensor's type would be rounded only where it is stored."""
+    if "arange" in str(node.target) and value.dtype not in _INTEGERS:
+        raise _NotExactError("counts in floats, which round")
     numbers = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, float)]
     if any(torch.tensor(a, dtype=value.dtype).item() != a and a == a for a in numbers):
         raise _NotExactError("is a constant that its type can't hold exactly")
@@ -202,30 +209,83 @@ def _formulated(node: Node, value: torch.Tensor, entry: Entry) -> Exact:
         raise _NotExactError("mixes integers and floats")
     positions: tuple[int, ...] = ()
     if formula.depends_on_position:
-        if mixed or any(symbols_of(v) for v in values):
+        if mixed:
             raise _NotExactError(
-                "depends on the place of an element in its row, which isn't known for "
-                + ("mixed types" if mixed else "symbolic sizes")
+                "depends on the place of an element in its row, which isn't known for mixed types"
             )
-        shape = tuple(value.shape)
-        lanes = min(_vector_bytes(), formula.vector_bytes) // rounds_to.itemsize
-        strides = [_broadcast_strides(v, value.shape) for v in values]
-        if str(node.target) in _WITH_NUMBERS_AS_TENSORS:
-            numbers = sum(not isinstance(o, Node) for o in operands[:2])
-            strides += [(0,) * value.dim()] * numbers
-        if str(node.target) == "aten.pow.Scalar":
-            # Its result is there, contiguous, before TensorIterator orders anything.
-            strides.insert(0, contiguous_strides(shape))
-        if formula.vector_bytes == 0:
-            if not one_dense_block(shape, strides):
-                raise _NotExactError("is proven for dense operands of one layout only")
-            positions = ALL_VECTOR
+        if node.target is torch.ops.aten.ldexp.Tensor:
+            # Two to the power of the second, and then a product that is the same everywhere.
+            formula, positions = _placed_as_power(formula, values[1], value.shape, rounds_to)
         else:
-            positions = scalar_positions(shape, strides, 2 * lanes)
+            strides = _strides_before(node, values, operands)
+            formula, positions = placed(formula, tuple(value.shape), values, rounds_to, strides)
     own = _own_strides(value, values)
     if own and formula.depends_on_position:
         raise _NotExactError("lays its result out in a way of its own")
     return Exact(formula, tuple(operands), rounds_to, value.dtype, positions, own)
+
+
+def placed(
+    formula: Formula,
+    shape: tuple[int, ...],
+    values: Sequence[torch.Tensor],
+    rounds_to: torch.dtype,
+    strides: Sequence[tuple[int, ...]] | None = None,
+) -> tuple[Formula, tuple[int, ...]]:
+    """The formula for operands in some layout, and which elements get its scalar code.
+
+    Args:
+        formula: One whose result depends on the place of an element.
+        shape: Of the result.
+        values: The tensors that eager's kernel reads.
+        rounds_to: Their type.
+        strides: What TensorIterator sees, where it isn't the strides of `values`.
+    """
+    if any(symbols_of(v) for v in values):
+        raise _NotExactError(
+            "depends on the place of an element in its row, which isn't known for symbolic sizes"
+        )
+    if strides is None:
+        strides = [_broadcast_strides(v, torch.Size(shape)) for v in values]
+    if formula.in_one_block is not None:
+        if one_dense_block(shape, strides):
+            return formula.in_one_block, ALL_VECTOR
+        formula = replace(formula, in_one_block=None)
+    lanes = min(_vector_bytes(), formula.vector_bytes) // rounds_to.itemsize
+    return formula, scalar_positions(shape, strides, 2 * lanes)
+
+
+def _strides_before(
+    node: Node, values: Sequence[torch.Tensor], operands: Sequence[Any]
+) -> list[tuple[int, ...]]:
+    """Strides of what eager's kernel for an operator reads, as TensorIterator sees them."""
+    shape = node.meta["val"].shape
+    if any(symbols_of(v) for v in values):
+        return []
+    name = str(node.target)
+    strides = [_broadcast_strides(v, shape) for v in values]
+    if name in _WITH_NUMBERS_AS_TENSORS:
+        numbers = sum(not isinstance(o, Node) for o in operands[:2])
+        strides += [(0,) * len(shape)] * numbers
+    if name == "aten.pow.Scalar":
+        # Its result is there, contiguous, before TensorIterator orders anything.
+        strides.insert(0, contiguous_strides(tuple(shape)))
+    return strides
+
+
+def _placed_as_power(
+    formula: Formula, exponent: torch.Tensor, shape: torch.Size, rounds_to: torch.dtype
+) -> tuple[Formula, tuple[int, ...]]:
+    """`placed` for a number to the power of a tensor, which is then broadcast to a shape."""
+    own = tuple(exponent.shape)
+    strides = [contiguous_strides(own), exponent.stride()]
+    formula, positions = placed(formula, own, [exponent], rounds_to, strides)
+    if len(positions) > 1:
+        weights = (0,) * (len(shape) - len(own)) + tuple(
+            0 if size == 1 else weight for size, weight in zip(own, positions[3:], strict=True)
+        )
+        positions = (*positions[:3], *weights)
+    return formula, positions
 
 
 def _own_strides(value: torch.Tensor, operands: list[torch.Tensor]) -> tuple[int, ...]:
@@ -451,9 +511,7 @@ def _fmin(x: Any) -> Any:
 
 @_exact("nextafter.default")
 def _nextafter(x: Any) -> Any:
-    if x.low:
-        raise _NotExactError("isn't proven in bfloat16")
-    return f.NEXTAFTER, [x.self, x.other]
+    return (f.NEXTAFTER_LOW if x.low else f.NEXTAFTER), [x.self, x.other]
 
 
 @_exact("clamp.default")
@@ -463,6 +521,30 @@ def _clamp(x: Any) -> Any:
     if x.max is None:
         return f.CLAMP_MIN, [x.self, x.min]
     return f.CLAMP, [x.self, x.min, x.max]
+
+
+@_exact("clamp.Tensor")
+def _clamp_by_tensors(x: Any) -> Any:
+    if x.min is None:
+        return f.MINIMUM, [x.self, x.max]
+    if x.max is None:
+        return f.MAXIMUM, [x.self, x.min]
+    return f.CLAMP_TENSORS, [x.self, x.min, x.max]
+
+
+@_exact("ldexp.Tensor")
+def _ldexp(x: Any) -> Any:
+    return f.LDEXP, [x.self, x.other]
+
+
+@_exact("polygamma.default")
+def _polygamma(x: Any) -> Any:
+    return f.polygamma(x.n), [x.self]
+
+
+@_exact("special_i1.default")
+def _special_i1(x: Any) -> Any:
+    return f.I1, [x.self]
 
 
 @_exact("clamp_min.default")
@@ -507,8 +589,6 @@ def _signbit(x: Any) -> Any:
 
 @_exact("sinc.default")
 def _sinc(x: Any) -> Any:
-    if x.low:
-        raise _NotExactError("isn't proven in bfloat16")
     return f.SINC, [x.self]
 
 
@@ -603,9 +683,20 @@ def _threshold(x: Any) -> Any:
 
 @_exact("gelu.default")
 def _gelu(x: Any) -> Any:
-    if x.approximate != "tanh":
-        raise _NotExactError("is oneDNN's own kernel")
-    return f.GELU_TANH, [x.self]
+    if x.approximate == "tanh":
+        return f.GELU_TANH, [x.self]
+    if not _is_for_onednn(x.self.meta["val"]):
+        return f.GELU, [x.self]
+    return (exact_gelu.FORWARD_LOW if x.low else exact_gelu.FORWARD), [x.self]
+
+
+def _is_for_onednn(value: torch.Tensor) -> bool:
+    """Whether eager hands a tensor to oneDNN."""
+    if symbols_of(value):
+        raise _NotExactError("is computed by one library or another, depending on sizes")
+    mkldnn = torch.backends.mkldnn
+    known = torch._C._has_mkldnn and bool(mkldnn.enabled)
+    return known and value.is_contiguous() and value.numel() > 1
 
 
 # --- gradients ------------------------------------------------------------------------------------
@@ -613,9 +704,12 @@ def _gelu(x: Any) -> Any:
 
 @_exact("gelu_backward.default")
 def _gelu_backward(x: Any) -> Any:
-    if x.approximate != "tanh":
-        raise _NotExactError("is oneDNN's own kernel")
-    return f.GELU_TANH_BACKWARD, [x.grad_output, x.self]
+    operands = [x.grad_output, x.self]
+    if x.approximate == "tanh":
+        return f.GELU_TANH_BACKWARD, operands
+    if not _is_for_onednn(x.self.meta["val"]):
+        return f.GELU_BACKWARD, operands
+    return (exact_gelu.BACKWARD_LOW if x.low else exact_gelu.BACKWARD), operands
 
 
 for _name, _formula, _of in (
@@ -733,7 +827,10 @@ _WITH_NUMBERS_AS_TENSORS = frozenset(
 
 _CONSTANTS = frozenset(
     f"aten.{name}"
-    for name in ("scalar_tensor.default", "full.default", "zeros.default", "ones.default")
+    for name in (
+        *("scalar_tensor.default", "full.default", "zeros.default", "ones.default"),
+        *("arange.default", "arange.start", "arange.start_step"),
+    )
 )
 
 _TUPLES: Mapping[str, tuple[Formula, ...]] = {
@@ -751,6 +848,7 @@ _INTEGER_OPS = frozenset(
         *("bitwise_and.Tensor", "bitwise_or.Tensor", "bitwise_xor.Tensor", "bitwise_not.default"),
         *("logical_and.default", "logical_or.default", "logical_xor.default"),
         *("logical_not.default", "maximum.default", "minimum.default", "where.self"),
+        "remainder.Scalar",
     )
 )
 

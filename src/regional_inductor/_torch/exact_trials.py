@@ -200,14 +200,22 @@ def _parts(graph: torch.fx.Graph, node: Node) -> Iterable[Node]:
         yield selected
 
 
-def expanded(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """A copy of a graph in which operators are what trials chose, or what is to be tried."""
+def expanded(
+    module: torch.fx.GraphModule, known: Callable[[Node], Callable[..., Any] | None]
+) -> torch.fx.GraphModule:
+    """A copy of a graph in which operators are what trials chose, or what is to be tried.
+
+    Args:
+        module: The graph.
+        known: Says what any other operator is to be taken apart into; None for most.
+    """
     graph = torch.fx.Graph()
     copies: dict[Node, Node] = {}
     for node in module.graph.nodes:
         function = chosen(node)
         if "attempt" in node.meta:
             function = expansion(node, node.meta["attempt"])
+        function = function or known(node)
         if function is None:
             copies[node] = graph.node_copy(node, lambda old: copies[old])
         else:

@@ -1,6 +1,6 @@
 """Inputs on which a compiled region is tried before anybody uses it: its own shapes, awkward values.
 
-Checked on torch 2.11 and 2.13: `torch.utils._python_dispatch._disable_current_modes`.
+Checked on torch 2.11 and 2.13: `torch.utils._python_dispatch._disable_current_modes`, `SymNode.hint`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ def trial_inputs(fakes: list[Any], seed: int) -> list[Any]:
     Args:
         fakes: The fake values of its placeholders; symbolic sizes are taken at their hints.
         seed: For a generator of its own; nobody else's random numbers are used up.
+
+    Raises:
+        UnknownSizeError: A size has no hint.
     """
     generator = torch.Generator().manual_seed(seed)
     return [_real(fake, generator) for fake in fakes]
@@ -80,8 +83,16 @@ def outside_tracing() -> Iterator[None]:
         yield
 
 
+class UnknownSizeError(Exception):
+    """A size that nobody knows before the region runs."""
+
+
 def _hint(size: Any) -> Any:
-    return size.node.require_hint() if isinstance(size, SYMBOLIC_TYPES) else size
+    if not isinstance(size, SYMBOLIC_TYPES):
+        return size
+    if size.node.hint is None:
+        raise UnknownSizeError(f"a size, {size}, is known only when the region runs")
+    return size.node.hint
 
 
 def _real(fake: Any, generator: torch.Generator) -> Any:
