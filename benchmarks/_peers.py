@@ -89,10 +89,10 @@ class TimedPass:
         from copy import deepcopy
 
         copies = [deepcopy(gm) for _ in range(self.again)]
-        cpu, start = _cpu_seconds(), time.perf_counter()
+        cpu, start = cpu_seconds(), time.perf_counter()
         result = self.graph_pass(gm, *inputs)
         self.first.append(time.perf_counter() - start)
-        self.cpu.append(_cpu_seconds() - cpu)
+        self.cpu.append(cpu_seconds() - cpu)
         for copied, taken in zip(copies, self.repeated, strict=True):
             start = time.perf_counter()
             self.graph_pass(copied, *inputs)
@@ -100,7 +100,7 @@ class TimedPass:
         return result
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Of this process and of those that it started and that have ended: compilers."""
     return sum(os.times()[:4])
 
@@ -152,6 +152,19 @@ def bare_calls(function: Callable[..., Any], *args: torch.Tensor) -> Callable[[l
 def forget_everything() -> None:
     """Dynamo's compiled code of this process."""
     torch._dynamo.reset()
+
+
+def forget_counts() -> None:
+    torch._dynamo.utils.counters.clear()
+
+
+def counts() -> dict[str, int]:
+    """What torch's compilers did since `forget_counts`."""
+    counters = torch._dynamo.utils.counters
+    return {
+        "graphs": counters["stats"]["unique_graphs"],
+        "AOTAutograd": counters["aot_autograd"]["total"],
+    }
 
 
 def statuses_of_last_report() -> list[str]:

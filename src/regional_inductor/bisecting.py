@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import torch
 
-from ._torch import capture
+from ._torch import capture as captures
 from .bisection import Bisection, Culprit
 from .comparison import Tolerance
 from .delta import smallest_failing
 from .errors import MarkError, OptionError, RegionError
 from .originals import Original
 from .selection import Kept, MetRegion
+from .trial_capture import captures_blocks
 from .trials import Calls, Check, Command, Trials, Verdict
 from .verifying import read_tolerances, settings_for
 
@@ -38,6 +39,7 @@ def bisect(
     merge: Literal["scope", "all"] | None = None,
     numerics: Literal["default", "eager"] | None = None,
     collectives: Literal["exclude", "include"] | None = None,
+    capture: Literal["blocks", "model"] | None = None,
     region_backend: Literal["inductor", "eager"] | None = None,
     tolerances: Tolerance | Mapping[torch.dtype, Tolerance] | None = None,
     script: str | Path | None = _SCRIPT,
@@ -76,6 +78,8 @@ def bisect(
             something compiled was compiled with.
         numerics: As for `regional_inductor.compile`.
         collectives: As for `regional_inductor.compile`.
+        capture: As for `regional_inductor.verify`. With "blocks", a region is that of all the blocks that
+            share it.
         region_backend: As for `regional_inductor.compile`.
         tolerances: As for `regional_inductor.verify`.
         script: Where to write the script; None for none.
@@ -122,12 +126,13 @@ def bisect(
         "region_backend": region_backend,
     }
     calls = Calls(
-        Original(capture.uncompiled(model_or_fn), args, kwargs),
+        Original(captures.uncompiled(model_or_fn), args, kwargs),
         settings_for(model_or_fn, asked, options, mode),
         check=check,
         tolerances=read_tolerances(tolerances),
         slower_than=slower_than,
         dynamic=dynamic,
+        blocks=captures_blocks(model_or_fn, capture),
     )
     return _Search(calls, script, show).result()
 

@@ -12,12 +12,19 @@ import torch
 
 from ._torch import dynamo
 from .backend import backend_settings, compile_captured
+from .block_capture import BlockCapture, blocks_of, release
+from .blocks import Layout, layout_of
 from .errors import OptionError
 from .lost_marks import warn_of_lost_regions
+from .mark import marked_modules
 from .report import Report, publish
 from .rules import Rule, RuleSet
 
 _T = TypeVar("_T", bound=Callable[..., Any])
+
+_CAPTURES = ("auto", "blocks", "model")
+# Below that a whole capture costs little more, and regions may join from one block to the next.
+_BLOCKS_WORTH_CAPTURING = 8
 
 
 def compile(  # noqa: A001 - the public name, as torch.compile's
@@ -32,7 +39,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     numerics: Literal["default", "eager"] = "default",
     collectives: Literal["exclude", "include"] = "exclude",
     recompute: Literal["regions", "off"] = "regions",
-    capture: Literal["auto", "model"] = "auto",
+    capture: Literal["auto", "blocks", "model"] = "auto",
     cudagraphs: Literal["off", "graph"] = "off",
     region_backend: Literal["inductor", "eager"] = "inductor",
     rules: str | Rule | Iterable[str | Rule] | None = None,
@@ -54,7 +61,16 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         recompute: "regions" lets backward regions compute again the pointwise values of their own
             forward regions that the forward pass would keep in memory for them; what runs eagerly
             never runs twice. "off" keeps everything, as eager mode does.
-        capture: "auto" and "model" capture the whole model.
+        capture: "model" captures the whole. "blocks" captures each kind of repeated block once, however
+            many there are, so that a cold start doesn't grow with depth: blocks, the modules outside
+            them and marked functions are compiled in place, each by itself, and the code of the
+            modules that hold the blocks runs as it is. Marked operators in such code can't be
+            compiled: each line gets a finding and a warning, or raises with `on_error="raise"`.
+            Repeated blocks are entries of a `ModuleList`, `ModuleDict` or `Sequential` that are built
+            alike. "auto" captures blocks where there are eight or more of a kind and nothing
+            asks for the whole: `fullgraph`, `rules`, `merge="all"`, `cudagraphs`, a mark on a module
+            that holds blocks, a mark with an id; and goes over to the whole, with a finding, if the
+            first run shows marked operators that blocks would leave out.
         cudagraphs: "graph" records eager operators and compiled regions of each captured graph
             together as one CUDA graph, forward and backward; it needs `capture="model"`. A graph
             that can't be recorded runs without, and the report says why. As with torch's
@@ -81,8 +97,9 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         >>> [region.name for region in model.report.regions]
         ['norm']
     """
-    if capture not in ("auto", "model"):
-        raise OptionError(f"capture={capture!r} is not a choice", hint="one of 'auto', 'model'")
+    if capture not in _CAPTURES:
+        choices = ", ".join(map(repr, _CAPTURES))
+        raise OptionError(f"capture={capture!r} is not a choice", hint=f"one of {choices}")
     if cudagraphs == "graph" and capture != "model":
         raise OptionError(
             f'cudagraphs="graph" records a whole capture, and capture={capture!r} may make many',
@@ -101,8 +118,12 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         },
         mode,
     )
+    layout = blocks_of(model_or_fn) if capture == "blocks" else None
+    asks_for_whole = fullgraph or rules is not None or merge == "all"
+    if capture == "auto" and isinstance(model_or_fn, torch.nn.Module) and not asks_for_whole:
+        layout = _worth_capturing(model_or_fn)
     if rules is not None:
-        settings = replace(settings, mark_graph=RuleSet(rules, whole=fullgraph))
+        settings = replace(settings, mark_graph=RuleSet(rules, whole=fullgraph and layout is None))
     report = Report()
 
     def regional_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
@@ -112,8 +133,26 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     dynamo.watch_compiles(warn_of_lost_regions)
     publish(report)
     if isinstance(model_or_fn, torch.nn.Module):
-        model_or_fn.compile(backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic)
+        release(model_or_fn)
         model_or_fn.report = report  # type: ignore[assignment]
+
+        def compile_whole() -> None:
+            model_or_fn.compile(backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic)
+
+        if layout is None:
+            compile_whole()
+        else:
+            BlockCapture(
+                model_or_fn,
+                layout,
+                regional_inductor,
+                report.findings,
+                fullgraph=fullgraph,
+                dynamic=dynamic,
+                marks_more=rules is not None,
+                on_error=on_error,
+                left_out=compile_whole if capture == "auto" else None,
+            ).install()
         return model_or_fn
     compiled = torch.compile(
         model_or_fn, backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic
@@ -128,3 +167,15 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
 
     wrapper.report = report  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
+
+
+def _worth_capturing(model: torch.nn.Module) -> Layout | None:
+    """A model's layout if `capture="auto"` captures its blocks, else None."""
+    layout = layout_of(model)
+    if layout.most < _BLOCKS_WORTH_CAPTURING:
+        return None
+    around = {path for path, _ in layout.around}
+    for path, value in marked_modules(model):
+        if path in around or "inductor_region" in value:
+            return None
+    return layout

@@ -12,7 +12,8 @@ import torch
 import torch.fx
 
 from . import pipeline
-from ._torch import capture, dynamo, undo
+from ._torch import capture as captures
+from ._torch import dynamo, undo
 from .backend import backend_settings, read_settings
 from .errors import (
     ConflictError,
@@ -32,7 +33,8 @@ from .lost_marks import (
 )
 from .mark import marked_modules
 from .options import MARK_KEY
-from .originals import call_of, tensors_of
+from .originals import tensors_of
+from .patterns import matches
 from .planning import Planner
 from .recomputing import RecomputationChooser
 from .region_key import described_environment
@@ -43,6 +45,7 @@ from .source import module_names
 from .stages.collect import collect
 from .stages.outline import outline
 from .stages.partition import partition
+from .trial_capture import captures_blocks, compiled_form
 
 
 def explain(
@@ -57,6 +60,7 @@ def explain(
     numerics: Literal["default", "eager"] = "default",
     collectives: Literal["exclude", "include"] = "exclude",
     recompute: Literal["regions", "off"] = "regions",
+    capture: Literal["blocks", "model"] | None = None,
     region_backend: Literal["inductor", "eager"] = "inductor",
     **kwargs: Any,
 ) -> Report:
@@ -86,6 +90,8 @@ def explain(
         numerics: As for `regional_inductor.compile`.
         collectives: As for `regional_inductor.compile`.
         recompute: As for `regional_inductor.compile`.
+        capture: "blocks" captures block by block, "model" the whole; by default as something compiled
+            was captured, else the whole, where each block's regions have lines of their own.
         region_backend: As for `regional_inductor.compile`.
         **kwargs: What to call it with, by keyword. A parameter of the model that has the name of
             one of the options above can't be given this way: pass it by position, or wrap the model
@@ -129,7 +135,8 @@ def explain(
         )
     dry_run = _DryRun(backend_settings(asked, mode))
     dry_run.note_backend(model_or_fn)
-    dry_run.run(capture.uncompiled(model_or_fn), args, kwargs, dynamic)
+    blocks = captures_blocks(model_or_fn, capture)
+    dry_run.run(captures.uncompiled(model_or_fn), args, kwargs, dynamic, blocks)
     return dry_run.finished()
 
 
@@ -160,11 +167,12 @@ class _DryRun:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         dynamic: bool | None,
+        blocks: bool,
     ) -> None:
         """Run a model once with graphs captured on the way, and undo what that changed."""
         warn_of_lost_regions()  # of earlier compiles, before their count is put aside
         dynamo.watch_escapes()
-        usual = capture.functorch_values()
+        usual = captures.functorch_values()
         with undo.undone((args, kwargs, tensors_of(function))) as undoing:
 
             def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -178,14 +186,17 @@ class _DryRun:
 
             with (
                 _told_as_findings(),
-                capture.own_compiles_off(function),
-                capture.without_a_trace(),
-                capture.backward_at_once(),
+                captures.own_compiles_off(function),
+                captures.without_a_trace(),
+                captures.backward_at_once(),
             ):
-                before = len(capture.graph_breaks())
-                compiled = capture.compile_with(call_of(function), backend, dynamic)
-                compiled(*args, **kwargs)
-                self._note_graph_breaks(capture.graph_breaks()[before:])
+                before = len(captures.graph_breaks())
+                findings = self.report.findings
+                with compiled_form(
+                    function, backend, findings, blocks=blocks, dynamic=dynamic
+                ) as compiled:
+                    compiled(*args, **kwargs)
+                self._note_graph_breaks(captures.graph_breaks()[before:])
         dynamo.lost_regions()  # the count went back to what it was
         if isinstance(function, torch.nn.Module):
             self._note_unused_marks(function)
@@ -205,10 +216,10 @@ class _DryRun:
                 if direction != "backward":
                     self.report.findings += restore_marks(wanted, graph)
                 before = len(self.report.graphs)
-                with capture.usual_functorch_config(usual):
+                with captures.usual_functorch_config(usual):
                     self.read(graph, example_inputs, number, direction)
                 self.report.graphs[before:] = chooser.added_to(self.report.graphs[before:])
-                return capture.boxed(graph.forward)
+                return captures.boxed(graph.forward)
 
             return read
 
@@ -256,11 +267,11 @@ class _DryRun:
         ]
 
     def note_backend(self, model_or_fn: Any) -> None:
-        backend = capture.backend_of(model_or_fn)
-        if backend is None or capture.compiles_marks(backend):
+        backend = captures.backend_of(model_or_fn)
+        if backend is None or captures.compiles_marks(backend):
             return
-        name = capture.backend_name(backend)
-        kind = type(capture.uncompiled(model_or_fn)).__qualname__
+        name = captures.backend_name(backend)
+        kind = type(captures.uncompiled(model_or_fn)).__qualname__
         self.report.findings.append(
             Finding(
                 "other-backend",
@@ -286,9 +297,11 @@ class _DryRun:
 
     def _note_unused_marks(self, model: torch.nn.Module) -> None:
         for path, value in marked_modules(model):
-            # After a graph break names are relative to the module whose forward broke.
+            # After a graph break names are relative to the module whose forward broke; those of
+            # captured blocks stand for all of a kind.
             if value.get("eager") or any(
-                not path or path == seen or path.endswith(f".{seen}") for seen in self._marked_paths
+                not path or matches(path, model, seen) or path.endswith(f".{seen}")
+                for seen in self._marked_paths
             ):
                 continue
             self.report.findings.append(

@@ -53,6 +53,11 @@ def spelled(pattern: Pattern) -> str:
     return f"type {pattern.__qualname__}" if isinstance(pattern, type) else f"pattern {pattern!r}"
 
 
+def is_wrapper_segment(name: str) -> bool:
+    """Whether a wrapper (compiling, FSDP, checkpointing) calls the module in it this."""
+    return name in _WRAPPER_SEGMENTS
+
+
 def _segments_match(path: list[str], pattern: list[str]) -> bool:
     if not pattern:
         return not path

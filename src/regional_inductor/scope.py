@@ -20,6 +20,7 @@ from typing import Any, TypeVar, overload
 
 import torch
 
+from . import running
 from ._torch.annotate import (
     annotate,
     capture_that_drops_marks,
@@ -191,7 +192,8 @@ class Scope:
 
     def __enter__(self) -> None:
         entered: AbstractContextManager[None] | None = None
-        if marks_are_recorded(self._value):
+        # Blocks that are called inside take the mark over; what else is inside can't be compiled.
+        if marks_are_recorded(self._value) or running.current() is not None:
             entered = annotate({MARK_KEY: {**self._value, "entry": next_entry()}})
             entered.__enter__()
         self._stack().append(entered)
@@ -260,6 +262,12 @@ def mark_calls(function: Callable[..., Any], value: Value | None) -> Callable[..
             if marks_are_recorded(value):
                 with annotate({MARK_KEY: {**value, "entry": next_entry()}}):
                     return function(*args, **kwargs)
+            capture = running.current()
+            if capture is not None:
+                if value.get("eager"):
+                    with annotate({MARK_KEY: {**value, "entry": next_entry()}}):
+                        return function(*args, **kwargs)
+                return capture.call_marked(marked, args, kwargs)
         return function(*args, **kwargs)
 
     def change(new: Value | None) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import functools
 import os
 import re
+import sys
 import traceback
+import types
 
 import torch
 from torch.fx.node import Node
@@ -24,7 +26,7 @@ def user_source(node: Node) -> str:
 @functools.lru_cache(maxsize=4096)
 def _innermost(stack_trace: str) -> str:
     for file, line in reversed(_FRAME.findall(stack_trace)):
-        if not file.startswith((_TORCH, _OURS, "<")) and file != contextlib.__file__:
+        if _is_users(file):
             return f"{file}:{line}"
     return ""
 
@@ -32,6 +34,20 @@ def _innermost(stack_trace: str) -> str:
 def raised_at(error: BaseException) -> str:
     """The innermost line of the user's code that an exception came through, as `file:line`, or ``""``."""
     return _innermost("".join(traceback.format_tb(error.__traceback__)))
+
+
+def calling_line() -> str:
+    """``file:line`` of the user's code that runs now, or ``""``."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if _is_users(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith((_TORCH, _OURS, "<")) and file != contextlib.__file__
 
 
 def module_path(nodes: tuple[Node, ...]) -> str:

@@ -79,6 +79,7 @@ class Calls:
         tolerances: Tolerances,
         slower_than: float | None,
         dynamic: bool | None,
+        blocks: bool,
     ) -> None:
         self.original = original
         self.settings = replace(settings, on_error="raise")
@@ -86,6 +87,7 @@ class Calls:
         self.tolerances = tolerances
         self.slower_than = slower_than
         self.dynamic = dynamic
+        self.blocks = blocks
         self.met: list[MetRegion] = []
         self.problems: list[str] = []
         self._expected: Results | None = None
@@ -107,7 +109,9 @@ class Calls:
         stages = _Stages(self.check is None, recorder, keep)
         settings = replace(self.settings, selection=selection)
         with (
-            compiled_for_trial(self.original, settings, stages.all, self.dynamic) as compiled,
+            compiled_for_trial(
+                self.original, settings, stages.all, self.dynamic, self.blocks
+            ) as compiled,
             self.original.state_restored() as undoing,
         ):
             stages.undoing = undoing

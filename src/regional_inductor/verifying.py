@@ -12,12 +12,13 @@ import torch.fx
 from torch.fx.node import Node
 
 from . import report as reports
-from ._torch import capture, ops, undo
+from ._torch import capture as captures
+from ._torch import ops, undo
 from ._torch.reference import NoReferenceError, in_float64
 from .backend import backend_settings, compile_captured
 from .comparison import Comparison, Tolerance, Tolerances, compare
 from .errors import MarkError, OptionError
-from .originals import Original, Results, call_of
+from .originals import Original, Results
 from .regions import (
     REGION_META,
     Compiled,
@@ -32,6 +33,7 @@ from .stages.compile import compile as compile_stage
 from .stages.outline import outline
 from .stages.partition import partition
 from .stages.stitch import stitch
+from .trial_capture import captures_blocks, compiled_form
 from .verification import RegionVerification, Verification
 
 
@@ -46,6 +48,7 @@ def verify(
     on_error: Literal["eager", "raise"] | None = None,
     numerics: Literal["default", "eager"] | None = None,
     collectives: Literal["exclude", "include"] | None = None,
+    capture: Literal["blocks", "model"] | None = None,
     region_backend: Literal["inductor", "eager"] | None = None,
     tolerances: Tolerance | Mapping[torch.dtype, Tolerance] | None = None,
     float64: bool = True,
@@ -76,6 +79,8 @@ def verify(
         on_error: As for `regional_inductor.compile`.
         numerics: As for `regional_inductor.compile`.
         collectives: As for `regional_inductor.compile`.
+        capture: "blocks" captures block by block, "model" the whole; by default as something compiled
+            was captured, else the whole.
         region_backend: As for `regional_inductor.compile`.
         tolerances: Relative and absolute tolerance, one pair for all dtypes or one by dtype; by
             default those of `torch.testing.assert_close`.
@@ -110,11 +115,12 @@ def verify(
     }
     settings = settings_for(model_or_fn, asked, options, mode)
     checks = _Checks(read_tolerances(tolerances), float64)
-    original = Original(capture.uncompiled(model_or_fn), args, kwargs)
+    blocks = captures_blocks(model_or_fn, capture)
+    original = Original(captures.uncompiled(model_or_fn), args, kwargs)
     with original.state_restored() as undoing:
         expected = original.run(original.function, undoing)
     with (
-        compiled_for_trial(original, settings, checks.stages, dynamic) as compiled,
+        compiled_for_trial(original, settings, checks.stages, dynamic, blocks) as compiled,
         original.state_restored() as undoing,
     ):
         checks.undoing = undoing
@@ -136,12 +142,12 @@ def settings_for(
         kind = type(model_or_fn).__qualname__
         raise MarkError(f"this takes a module or a function, not {kind}")
     given = {name: value for name, value in asked.items() if value is not None}
-    known = getattr(capture.backend_function(model_or_fn), "settings", None)
+    known = getattr(captures.backend_function(model_or_fn), "settings", None)
     if isinstance(known, Settings):
         checked = backend_settings({**given, **(options or {})}, mode)
         inductors = {**known.default_options, **checked.default_options}
         return replace(known, **given, default_options=inductors)
-    arguments = capture.compile_arguments(model_or_fn)
+    arguments = captures.compile_arguments(model_or_fn)
     earlier = arguments.get("options") or {}
     return backend_settings({**earlier, **(options or {}), **given}, mode or arguments.get("mode"))
 
@@ -152,6 +158,7 @@ def compiled_for_trial(
     settings: Settings,
     stages: Sequence[Callable[..., Any]],
     dynamic: bool | None,
+    blocks: bool,
 ) -> Iterator[Callable[..., Any]]:
     """A compiled form of the original, by stages of one's own, of which nothing is left afterwards."""
     report = Report()
@@ -160,9 +167,20 @@ def compiled_for_trial(
     def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         return compile_captured(gm, inputs, settings, report, stages)
 
-    with capture.without_a_trace(), capture.own_compiles_off(original.function):
+    with (
+        captures.without_a_trace(),
+        captures.own_compiles_off(original.function),
+        compiled_form(
+            original.function,
+            backend,
+            report.findings,
+            blocks=blocks,
+            dynamic=dynamic,
+            marks_more=settings.mark_graph is not None,
+        ) as compiled,
+    ):
         try:
-            yield capture.compile_with(call_of(original.function), backend, dynamic)
+            yield compiled
         finally:
             reports.put_back(published)
 

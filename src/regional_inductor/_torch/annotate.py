@@ -65,6 +65,12 @@ def surrounding_annotation() -> dict[str, Any]:
     return dict(custom) if isinstance(custom, dict) else {}
 
 
+def annotated_value(key: str, default: Any) -> Any:
+    """What the code that runs now was annotated with under a key; asked at each call of a block."""
+    custom = traceback.current_meta.get("custom")
+    return custom.get(key, default) if custom else default
+
+
 def _forget_constants_after_tracing() -> None:
     translator_module = sys.modules.get("torch._dynamo.symbolic_convert")
     if translator_module is None:

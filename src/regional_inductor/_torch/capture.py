@@ -190,7 +190,8 @@ def backend_of(model_or_fn: Any) -> Any:
     if isinstance(model_or_fn, OptimizedModule):
         callback = model_or_fn.dynamo_ctx.callback
     elif isinstance(model_or_fn, torch.nn.Module):
-        return backend_of(model_or_fn._compiled_call_impl)
+        call = model_or_fn._compiled_call_impl
+        return getattr(call, "backend", None) or backend_of(call)  # ours, in place, says it itself
     else:
         callback = _closure(model_or_fn).get("callback")
     return innermost_backend(callback) if callable(callback) else None
