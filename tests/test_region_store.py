@@ -65,6 +65,72 @@ def test_a_second_process_compiles_nothing_and_needs_no_compiler(tmp_path, progr
     assert second["values"] == first["values"]
 
 
+# Inductor lowers the softmax for at most 4096 rows: a guard that no capture has by itself.
+DYNAMIC = """
+def main():
+    @ri.region("scores")
+    def scores(x, y):
+        return torch.cat([x, y]).softmax(-1).sum(0) * x.shape[0]
+
+    compiled = torch.compile(scores, backend="regional_inductor", fullgraph=True, dynamic=True)
+    rows = (5, 3), (9, 4), (3000, 2000)
+    inputs = [[torch.randn(n, 8, requires_grad=True) for n in pair] for pair in rows]
+    outs = [compiled(*pair) for pair in inputs]
+    for (x, y), out in zip(inputs, outs):
+        torch.testing.assert_close(out, scores(x, y), rtol=1e-4, atol=1e-4)
+        out.sum().backward()
+    seen["captures"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return [*outs, *(x.grad for x, _ in inputs)]
+
+seen = {}
+"""
+
+
+@pytest.mark.inductor
+def test_a_region_of_symbolic_sizes_is_loaded_with_the_guards_of_its_compile(tmp_path):
+    variables = stores.environment(tmp_path / "store", stores.shared_inductor_cache())
+    first = stores.run(DYNAMIC, variables)
+    assert first["seen"]["captures"] == 2
+    second = stores.run(
+        DYNAMIC, stores.environment(tmp_path / "store", tmp_path / "empty", **WITHOUT_A_COMPILER)
+    )
+    assert second["seen"] == first["seen"]
+    assert (second["generated"], second["compilers"]) == (0, 0)
+    assert set(second["statuses"]) <= {"disk", "shared"}
+    assert second["values"] == first["values"]
+
+
+CUSTOM = """
+@torch.library.custom_op("tests::scaled", mutates_args=())
+def scaled(x: torch.Tensor) -> torch.Tensor:
+    return x * FACTOR
+
+@scaled.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+def main():
+    @ri.region("scaled")
+    def around(x):
+        return torch.ops.tests.scaled(x.sin()) + 1
+
+    x = torch.linspace(0, 1, 32)
+    out = torch.compile(around, backend="regional_inductor", fullgraph=True)(x)
+    torch.testing.assert_close(out, x.sin() * FACTOR + 1)
+    return [out]
+"""
+
+
+@pytest.mark.inductor
+def test_a_stored_region_calls_an_operator_of_a_library_as_it_is_by_then(tmp_path):
+    variables = stores.environment(tmp_path / "store", stores.shared_inductor_cache())
+    first = stores.run(CUSTOM.replace("FACTOR", "2"), variables)
+    assert first["statuses"] == ["compiled"]
+    for factor in ("2", "4"):
+        later = stores.run(CUSTOM.replace("FACTOR", factor), variables)
+        assert later["statuses"] == ["disk"]
+
+
 # Distinct regions of one graph, whose kernels Inductor is given as one translation unit: one library, several kernels.
 UNIT = """
 def main():

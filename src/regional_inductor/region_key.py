@@ -17,10 +17,10 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
-from ._torch import inductor, ops, portable
+from ._torch import inductor, ops, portable, symbols
 from ._torch.config import set_by_the_user
-from ._torch.symbols import SYMBOLIC_TYPES, expression_of, shape_env_of, symbols_of
-from .identity import identity_of
+from ._torch.symbols import SYMBOLIC_TYPES, Sizes, expression_of, shape_env_of, symbols_of
+from .identity import identity_aside, identity_of
 
 
 def region_key(
@@ -79,7 +79,7 @@ def key_parts(
     values = [n.meta.get("val") for n in module.graph.nodes]
     if any(symbols_of(value) for value in values):
         # Guards that a compile adds hold for the symbols and the ShapeEnv it ran under only.
-        texts["symbols"] = [f"symbols {identity_of(shape_env_of(values))}"]
+        texts["symbols"] = [f"symbols {identity_aside(shape_env_of(values))}"]
     texts["aliases"] = [f"aliases {_alias_pattern([n.meta.get('val') for n in placeholders])}"]
     return {name: _digest(lines) for name, lines in texts.items()}
 
@@ -114,6 +114,28 @@ def _graph_texts(module: torch.fx.GraphModule) -> dict[str, list[str]]:
 
 def _digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def sizes_of(module: torch.fx.GraphModule) -> Sizes:
+    """The symbolic sizes of an outlined region.
+
+    Raises:
+        UnstatedError: They can't be told to another process.
+    """
+    values = [node.meta.get("val") for node in module.graph.nodes]
+    inputs = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    return symbols.sizes_of(inputs, values)
+
+
+def parts_for_all(parts: Mapping[str, str], sizes: Sizes) -> dict[str, str]:
+    """Parts that mean the same in every process, where a region's own hold no objects of this one.
+
+    In them the sizes at capture and their ranges stand for the capture itself; what compiling assumes
+    beyond them, whoever takes the region has to check.
+    """
+    if "symbols" not in parts:
+        return dict(parts)
+    return {**parts, "symbols": f"for all {_digest([symbols.facts_of(sizes)])}"}
 
 
 _PART_OF_LINE = {"in": "inputs", "=": "values", "out": "outputs"}

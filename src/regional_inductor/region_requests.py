@@ -7,16 +7,17 @@ that nobody compiled yet can be compiled together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.fx
 from torch.fx.node import Node
 
 from ._torch import cudagraphs
+from ._torch.symbols import Sizes, UnstatedError
 from .identity import times_asked
 from .region_backends import backend_text, numerics_text
-from .region_key import combined_key, environment_key, key_parts
+from .region_key import combined_key, environment_key, key_parts, parts_for_all, sizes_of
 from .regions import REGION_META, Outlined, OutlinedGraph, RegionCall, Settings
 
 
@@ -36,7 +37,9 @@ class RegionRequest:
         key_parts: What the key is made of.
         recorded: Whether the call is recorded as a CUDA graph of its own.
         unshared: Whether the compiled region belongs to this one call.
-        local: Why the key means nothing to another process, or ``""``.
+        local: Why no key would mean anything to another process, or ``""``.
+        parts_for_all: What such a key is made of.
+        sizes: The region's symbolic sizes.
     """
 
     node: Node
@@ -51,6 +54,8 @@ class RegionRequest:
     recorded: bool = False
     unshared: bool = False
     local: str = ""
+    parts_for_all: Mapping[str, str] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=dict)
 
 
 def requests_of(outlined: Outlined, settings: Settings) -> Iterator[RegionRequest]:
@@ -102,14 +107,33 @@ def _request(
     text = backend + numerics_text(call, settings)
     parts = key_parts(module, options, backend=text, environment=environment)
     if times_asked() != objects:
-        local = local or "it holds objects of this process, or symbolic sizes"
+        local = local or "it holds objects of this process"
+    sizes: Sizes = {}
+    try:
+        sizes = sizes_of(module)
+    except UnstatedError as error:
+        local = local or str(error)
     key = combined_key(parts)
     unshared = bool(options.get("triton.cudagraphs"))
     if unshared:
         key = f"{key}:{number}"  # Inductor's own recording belongs to one call site
         local = local or "it belongs to one call"
+    for_all = {} if local else parts_for_all(parts, sizes)
     return RegionRequest(
-        node, graph, call, module, asked, options, "", key, parts, recorded, unshared, local
+        node,
+        graph,
+        call,
+        module,
+        asked,
+        options,
+        "",
+        key,
+        parts,
+        recorded,
+        unshared,
+        local,
+        for_all,
+        sizes,
     )
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import ranks
-from ._torch import bundle, inductor, machine, portable
+from ._torch import bundle, inductor, machine, portable, symbols
 from .cache import memory
 from .disk import FOLDER, SIZE, SWITCH, Disk
 from .entry import SCHEMA, Entry
 from .errors import warn
 from .region_backends import is_boxed
-from .region_key import key_on_any_gpu
+from .region_key import combined_key, key_on_any_gpu
 from .region_requests import RegionRequest
 from .regions import CompiledRegion, Settings
 from .remote import URL, Remote
@@ -150,6 +150,8 @@ class _Supply:
                 if not _is_the_device_s(error, entry):
                     warn(f"a region that another rank compiled can't be loaded: {error!r}")
                 return False
+            if region is None:
+                return False
             found[region.key] = region
             self._put_on_disk(entry)
             return True
@@ -198,11 +200,14 @@ class _Supply:
                 if store is None or entry is None:
                     continue
                 try:
-                    found[request.key] = self._loaded(request, entry, status, started)
-                    break
+                    region = self._loaded(request, entry, status, started)
                 except Exception as error:  # noqa: BLE001 - whatever is wrong with it, compiling helps
                     if not _is_the_device_s(error, entry):
                         store.reject(key, f"{type(error).__name__}: {error}")
+                    continue
+                if region is not None:
+                    found[request.key] = region
+                    break
         return found
 
     def _loaded(
@@ -211,7 +216,14 @@ class _Supply:
         entry: Entry,
         status: Literal["disk", "fetched"],
         started: float,
-    ) -> CompiledRegion:
+    ) -> CompiledRegion | None:
+        """None where what its compile assumed of sizes doesn't hold for those at hand."""
+        guards = entry.parts.get("guards")
+        if guards is not None and not symbols.guards_hold(guards.decode(), request.sizes):
+            log.info(
+                "region %s is compiled anew: other sizes than the stored one", request.call.name
+            )
+            return None
         gpu = portable.only_gpu(request.module)
         if gpu is not None and entry.key == self.keys[request.key][0]:
             entry = replace(entry, parts=bundle.moved(entry.parts, gpu))
@@ -238,7 +250,9 @@ class _Supply:
             return
         try:
             parts = bundle.dump(call)
-        except bundle.NotBundledError as error:
+            if request.sizes:
+                parts["guards"] = symbols.guards_on(request.sizes).encode()
+        except (bundle.NotBundledError, symbols.UnstatedError) as error:
             log.info("region %s is not stored: %s", request.call.name, error)
             return
         except Exception as error:
@@ -289,18 +303,23 @@ def stored_keys(request: RegionRequest) -> tuple[str, ...]:
     each, and one with the GPU's number, for the rest.
     """
     kinds = portable.device_kinds(request.module)
-    keys = [_stored_key(request.key, machine.devices(kinds))]
+    operators = portable.signatures(request.module)
+    key = combined_key(request.parts_for_all)
+    keys = [_stored_key(key, operators, machine.devices(kinds))]
     gpu = portable.only_gpu(request.module)
-    if gpu is not None and request.key_parts is not None:
-        anywhere = key_on_any_gpu(request.module, request.key_parts)
-        keys.insert(0, _stored_key(f"any GPU {anywhere}", machine.one_gpu(gpu)))
+    if gpu is not None:
+        anywhere = key_on_any_gpu(request.module, request.parts_for_all)
+        keys.insert(0, _stored_key(f"any GPU {anywhere}", operators, machine.one_gpu(gpu)))
     return tuple(keys)
 
 
-def _stored_key(region: str, devices: Mapping[str, str]) -> str:
+def _stored_key(
+    region: str, operators: Mapping[str, Sequence[str]], devices: Mapping[str, str]
+) -> str:
     text = json.dumps(
         {
             "region": region,
+            "operators": operators,
             "schema": SCHEMA,
             "package": package_digest(),
             "build": machine.build(),
@@ -346,7 +365,7 @@ def _about(request: RegionRequest, seconds: float) -> dict[str, Any]:
         "ops": list(dict.fromkeys(call.ops)),
         "options": {name: repr(value) for name, value in request.options.items()},
         "seconds": round(seconds, 3),
-        "region key": request.key,
+        "region key": combined_key(request.parts_for_all),
         "made": time.time(),
         "build": machine.build(),
         "devices": machine.devices(portable.device_kinds(request.module)),

@@ -1,10 +1,14 @@
-"""Whether what a region computes is settled by its key alone, so that another process may rely on it.
+"""Whether what is compiled for a region is settled by its key alone, so that another process may rely on it.
 
-A key names operators. Those of torch mean the same wherever the same torch runs; an operator, lowering
-or decomposition of the user's is code that the key doesn't hold and that may change between processes.
+A key names operators. Those of torch mean the same wherever the same torch runs; a lowering or
+decomposition of the user's is code that the key doesn't hold and that may change between processes.
+An operator of a library is called by its name, with whatever code it has by then, as long as nothing
+of that code could have been compiled into the region.
 
 Checked on torch 2.11 and 2.13: operator namespaces, names of higher-order operators,
-`torch._inductor.lowering.lowerings`, `torch._inductor.decomposition.decompositions`.
+`torch._inductor.lowering.lowerings` and `_maybe_layout_constraints`,
+`torch._inductor.decomposition.decompositions`, `OpOverload.py_kernels`, `python_key_table` and
+`functorch_table`, `torch._library.simple_registry` (on 2.11 by its documentation), dispatch keys.
 """
 
 from __future__ import annotations
@@ -57,11 +61,63 @@ def why_not(module: torch.fx.GraphModule) -> str:
         if isinstance(target, HigherOrderOperator):
             if target._name not in _HOPS:
                 return f"the operator {target._name} may refer to this process"
-        elif isinstance(target, (OpOverload, OpOverloadPacket)):
-            namespace = str(target).partition(".")[0]
-            if namespace not in _NAMESPACES:
-                return f"the key doesn't see the code of {target}, which is not torch's"
+        elif not _is_torchs_operator(target):
+            reason = _why_not_a_call(target)
+            if reason:
+                return f"the key doesn't see the code of {target}, {reason}"
+            if any(map(_requires_grad, module.graph.nodes)):
+                return f"the key doesn't see the backward formula of {target}"
     return ""
+
+
+def signatures(module: torch.fx.GraphModule) -> dict[str, list[str]]:
+    """What a region's code relies on of operators that aren't torch's: schema and tags, by name."""
+    return {
+        str(target): [str(target._schema), *sorted(map(str, target.tags))]
+        for target in _targets(module)
+        if isinstance(target, OpOverload) and not _is_torchs_operator(target)
+    }
+
+
+def _is_torchs_operator(target: Any) -> bool:
+    if not isinstance(target, (OpOverload, OpOverloadPacket)):
+        return True  # functions are known by their identity
+    return str(target).partition(".")[0] in _NAMESPACES
+
+
+def _why_not_a_call(target: Any) -> str:
+    """Why compiling may have put code of an operator into a region, or ``""`` where it only calls it."""
+    if not isinstance(target, OpOverload):
+        return "of which it has no one overload"
+    name: str = target.name()  # type: ignore[no-untyped-call]
+    if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"):
+        return "which is traced through"
+    if target.py_kernels or target.python_key_table or target.functorch_table:
+        return "which has rules of its own for tracing"
+    constraint = getattr(
+        sys.modules.get("torch._inductor.lowering"), "_maybe_layout_constraints", {}
+    ).get(target)
+    if constraint is not None and not _is_torchs(constraint):
+        return "which has rules of its own for layouts"
+    from torch._library.simple_registry import singleton
+
+    known = singleton._data.get(name)
+    if known is None:
+        return ""
+    rules = getattr(known, "torch_dispatch_rules", None)
+    if rules is None or rules._data:
+        return "which has rules of its own for tracing"
+    memory = getattr(known, "symm_mem_args", None)
+    if getattr(getattr(known, "effect", None), "effect", None) is not None:
+        return "which has effects"
+    if memory is not None and memory.get():
+        return "which has rules of its own for memory"
+    return ""
+
+
+def _requires_grad(node: Node) -> bool:
+    value = node.meta.get("val") if node.op == "placeholder" else None
+    return isinstance(value, torch.Tensor) and value.requires_grad
 
 
 def customised_tables() -> str:

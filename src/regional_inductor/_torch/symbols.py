@@ -1,11 +1,14 @@
 """Symbolic sizes: which free symbols a region needs, and where they can be read.
 
-Checked on torch 2.11 and 2.13: `free_symbols`, `is_symbolic`, `SymInt.node.expr`, `ShapeEnv`.
+Also what a compile assumed of them, as text that another process can hold its own sizes against.
+
+Checked on torch 2.11 and 2.13: `free_symbols`, `is_symbolic`, `SymInt.node.expr`, `ShapeEnv`: `settings`,
+`var_to_range`, `get_pruned_guards`, `produce_guards_expression`, `evaluate_guards_expression`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -92,3 +95,76 @@ def hint_of(value: Any) -> int | None:
         hint = node.hint if node.has_hint() else None
         return int(hint) if isinstance(hint, int) else None
     return int(value) if isinstance(value, int) else None
+
+
+# --- for other processes --------------------------------------------------------------------------
+
+Sizes = Mapping[sympy.Symbol, torch.SymInt]
+"""The symbols of a region, in order, each with the number of the capture that it is."""
+
+
+class UnstatedError(Exception):
+    """What a compile assumed of sizes can't be told to another process."""
+
+
+def sizes_of(inputs: Iterable[Any], values: Iterable[Any]) -> Sizes:
+    """The symbols in some values, as numbers that can be read off the inputs.
+
+    Raises:
+        UnstatedError: One can't be read off, or has no value while a graph is captured.
+    """
+    found: dict[sympy.Symbol, torch.SymInt] = {}
+    for value in inputs:
+        for symbol, dimension in symbols_bound_by(value):
+            found.setdefault(symbol, value if dimension is None else value.shape[dimension])
+    needed = sorted(set().union(*map(symbols_of, values)), key=str)
+    for symbol in needed:
+        if symbol not in found:
+            raise UnstatedError(f"{symbol} is no size of an input")
+        if hint_of(found[symbol]) is None:
+            raise UnstatedError(f"{symbol} is known only when the region runs")
+    return {symbol: found[symbol] for symbol in needed}
+
+
+def facts_of(sizes: Sizes) -> str:
+    """What compiling may rely on without saying so: the sizes at capture and their ranges."""
+    environment = _environment_of(sizes)
+    lines = [repr(getattr(environment, "settings", None))]
+    for symbol, size in sizes.items():
+        known = environment.var_to_range.get(symbol)
+        lines.append(f"{sympy.srepr(symbol)} {hint_of(size)} {known}")
+    return "\n".join(lines)
+
+
+def guards_on(sizes: Sizes) -> str:
+    """What was assumed of sizes so far, compiling included, as a text for `guards_hold`.
+
+    Raises:
+        UnstatedError: A symbol was replaced meanwhile: compiling settled what it is.
+    """
+    for symbol, size in sizes.items():
+        if size.node.expr != symbol:
+            raise UnstatedError(f"compiling it settled that {symbol} is {size.node.expr}")
+    environment = _environment_of(sizes)
+    numbers = list(sizes.values())
+    return (
+        environment.produce_guards_expression(
+            numbers, guards=environment.get_pruned_guards(numbers)
+        )
+        or "True"
+    )
+
+
+def guards_hold(guards: str, sizes: Sizes) -> bool:
+    """Whether assumptions hold for sizes of this process; then they guard its capture from now on."""
+    environment = _environment_of(sizes)
+    hints = [hint_of(size) for size in sizes.values()]
+    if not environment.evaluate_guards_expression(guards, hints):
+        return False
+    return bool(environment.evaluate_guards_expression(guards, list(sizes.values())))
+
+
+def _environment_of(sizes: Sizes) -> ShapeEnv:
+    environment = shape_env_of(sizes.values())
+    assert environment is not None
+    return environment
