@@ -3,7 +3,7 @@
 A page's blocks run in order, in one namespace and one empty folder. ``python`` blocks run as they stand;
 a ``text`` block is what the block before it printed (``...`` for what varies); ``sh`` blocks are commands.
 In HTML comments, which no reader sees: ``invisible-code-block: python`` prepares something, ``file: NAME``
-writes the block that follows to a file as well, and ``skip: next "reason"`` leaves one out.
+writes the block that follows to a file as well. No block is left out.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import re
 import shlex
 import subprocess
 import sys
-import unittest
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from sybil import Document, Example, Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
-from sybil.parsers.markdown import CodeBlockParser, SkipParser
+from sybil.parsers.markdown import CodeBlockParser
 
 from regional_inductor import cli
 
@@ -109,7 +108,6 @@ EXAMPLES = Sybil(
         CodeBlockParser("python", run_python),
         CodeBlockParser("text", compare),
         CodeBlockParser("sh", run_commands),
-        SkipParser(),
         files,
     ]
 )
@@ -137,8 +135,7 @@ def test_the_examples_of_a_page_run_as_they_stand(page, ri, monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for example in EXAMPLES.parse(page).examples():
-        with contextlib.suppress(unittest.SkipTest):  # how Sybil says that one is to be skipped
-            example.evaluate()
+        example.evaluate()
 
 
 # --- what holds of the pages ----------------------------------------------------------------------

@@ -604,6 +604,56 @@ def test_another_constant_re_keys_by_arguments(ri, explain):
 
     (change,) = rekeyed(explain(times(2), torch.ones(3)), explain(times(3), torch.ones(3)))
     assert change.parts == ("arguments",)
+    assert change.details == ("aten.mul.Tensor(_, 2) -> aten.mul.Tensor(_, 3)",)
+
+
+def test_other_strides_re_key_by_inputs_and_are_named(ri, explain):
+    @ri.region("wave")
+    def wave(x):
+        return x.sin() * 2
+
+    x = torch.ones(4, 6)
+    (change,) = rekeyed(explain(wave, x), explain(wave, torch.ones(6, 4).t()))
+    assert "inputs" in change.parts
+    assert change.details == ("input 0: strides [6, 1] -> [1, 4]",)
+
+
+def test_an_input_that_requires_gradients_now_is_named():
+    x = ValueReport("x", "float32", (4,), "cpu", (1,))
+    before = report(region(key="a", inputs=(x,)))
+    after = report(region(key="b", inputs=(dataclasses.replace(x, requires_grad=True),)))
+    assert before.diff(after).rekeyed[0].details == (
+        "input 0: no gradient is required -> a gradient is required",
+    )
+
+
+def test_a_setting_that_changed_between_two_captures_of_one_report_is_named(ri):
+    @ri.region("wave")
+    def wave(x):
+        return x.sin() * 2
+
+    compiled = ri.compile(wave, region_backend="eager")
+    compiled(torch.ones(4))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        compiled(torch.ones(4, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(before)
+    report = Report.from_json(compiled.report.to_json())
+    assert report.captures == 2
+    changes = str(report.capture(0).diff(report.capture(1)))
+    assert "by environment\n    default_dtype: torch.float32 -> torch.float64" in changes
+
+
+def test_a_part_that_reports_show_nothing_of_is_said_in_words():
+    parts = {"inputs": "1", "symbols": "1"}
+    before = report(region(key="a", key_parts=parts))
+    after = report(region(key="b", key_parts={**parts, "symbols": "2"}))
+    assert str(before.diff(after)).endswith(
+        "by symbols\n    symbols: symbolic sizes belong to one capture, and each compiles its "
+        "regions for itself"
+    )
 
 
 def test_another_operator_re_keys_by_operators(ri, explain):

@@ -26,7 +26,6 @@ from .lost_marks import (
 from .options import check_options, mode_options
 from .recomputing import RecomputationChooser
 from .recording import Recorder
-from .region_key import described_environment
 from .regions import (
     REGION_META,
     CompiledGraph,
@@ -37,7 +36,13 @@ from .regions import (
     Settings,
 )
 from .report import Report, publish
-from .report_from_stages import code_of, graph_reports, unmarked_graph_report, with_times
+from .report_from_stages import (
+    code_of,
+    graph_reports,
+    in_environment,
+    unmarked_graph_report,
+    with_times,
+)
 from .reproduction import recorder_of
 from .selection import Selection, of_environment
 from .stages.collect import collect
@@ -169,13 +174,14 @@ def run_pass(
                 product, trace, partitioned, capture=capture, direction=direction
             )
             log_regions(graphs)
-            report.graphs += graphs or [
-                unmarked_graph_report(gm.graph, trace, capture=capture, direction=direction)
-            ]
+            report.graphs += in_environment(
+                graphs
+                or [unmarked_graph_report(gm.graph, trace, capture=capture, direction=direction)],
+                report.environment,
+            )
             report.code.update(code_of(product))
             report.findings += product.findings
             report.findings += findings_of(partitioned, graphs, settings)
-            report.environment.update(described_environment())
 
     pipeline.run(gm, example_inputs, settings, stages=stages, observer=observe)
     report.graphs[before:] = with_times(report.graphs[before:], trace)

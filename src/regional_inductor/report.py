@@ -15,6 +15,9 @@ from .regions import Finding
 if TYPE_CHECKING:
     from .report_diff import ReportDiff
 
+NOT_SET = "not set"
+"""How a setting is shown that isn't there."""
+
 Status = Literal["compiled", "shared", "memory", "disk", "fetched", "eager", "planned"]
 
 
@@ -27,12 +30,16 @@ class ValueReport:
         dtype: ``"float32"``, or ``"SymInt"`` and the like for what is no tensor.
         shape: Sizes; a symbolic one as text, such as ``"s0"``.
         device: ``"cpu"``, ``"cuda:0"``, or ``""``.
+        stride: Its strides, as `shape` is written; empty for what is no strided tensor.
+        requires_grad: Whether it requires gradients.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...] = ()
     device: str = ""
+    stride: tuple[int | str, ...] = ()
+    requires_grad: bool = False
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -111,6 +118,8 @@ class RegionReport:
             empty if all of it became one kernel.
         started: When its compile began, in seconds on the clock that `GraphReport.started` is on,
             or None.
+        constants: The arguments of its operators that aren't values of the graph, such as
+            ``"aten.add.Tensor(_, 1)"``.
         steps: Seconds in each step of its compile: ``"prepare"`` (tracing, looking into Inductor's
             caches), ``"lower"``, ``"generate"`` (scheduling and code), ``"compile"`` (the C++ or
             Triton compiler, and loading).
@@ -140,6 +149,7 @@ class RegionReport:
     not_fused: tuple[str, ...] | None = None
     started: float | None = None
     steps: Mapping[str, float] = field(default_factory=dict)
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,8 @@ class GraphReport:
         saved_bytes: Of a forward graph, the bytes that it keeps for the backward graph, its inputs not
             counted; None for other graphs, and where a size is known only at run time.
         saved_bytes_otherwise: The same if nothing ran again.
+        environment: Those settings that were other than `Report.environment` has them when this
+            graph was compiled, ``"not set"`` for what wasn't there.
     """
 
     path: str
@@ -177,6 +189,7 @@ class GraphReport:
     recomputed: int = 0
     saved_bytes: int | None = None
     saved_bytes_otherwise: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def eager(self) -> int:
@@ -193,7 +206,8 @@ class Report:
     Attributes:
         graphs: The graphs, in the order in which they were captured.
         findings: What is worth knowing, each with its line and its remedy.
-        environment: The settings outside the graphs that region keys depend on, as text by name.
+        environment: The settings outside the graphs that region keys depend on, as text by name,
+            when the first was compiled; a graph knows what was other for it.
         dry_run: Whether nothing was compiled, as with `explain`.
         code: The code that Inductor generated, by region key.
 

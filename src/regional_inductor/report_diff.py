@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .report import RegionReport, Report
+from .report import NOT_SET, RegionReport, Report
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ def diff(before: Report, after: Report) -> ReportDiff:
     and modules are renamed.
     """
     left, right = _regions(before), _regions(after)
-    environment = _changes(before.environment, after.environment)
     split: list[Regrouped] = []
     joined: list[Regrouped] = []
     rekeyed: list[Rekeyed] = []
@@ -76,7 +75,8 @@ def diff(before: Report, after: Report) -> ReportDiff:
         taken = {id(one) for old, new in pairs for one in (*old, *new)}
         left = [one for one in left if id(one) not in taken]
         right = [one for one in right if id(one) not in taken]
-        for old, new in ([[r for _, r in side] for side in pair] for pair in pairs):
+        for before_it, after_it in pairs:
+            old, new = [one.region for one in before_it], [one.region for one in after_it]
             nodes = sum(r.nodes for r in new) - sum(r.nodes for r in old)
             if len(new) > len(old) and nodes <= 0:
                 split.append(_regrouped(old, new))
@@ -86,30 +86,45 @@ def diff(before: Report, after: Report) -> ReportDiff:
                 lost += old[len(new) :]
                 gained += new[len(old) :]
                 rekeyed += [
-                    _rekeyed(a, b, environment)
-                    for a, b in zip(old, new, strict=False)
-                    if a.key != b.key
+                    _rekeyed(a, b)
+                    for a, b in zip(before_it, after_it, strict=False)
+                    if a.region.key != b.region.key
                 ]
     return ReportDiff(
-        gained=(*gained, *(region for _, region in right)),
-        lost=(*lost, *(region for _, region in left)),
+        gained=(*gained, *(one.region for one in right)),
+        lost=(*lost, *(one.region for one in left)),
         split=tuple(split),
         joined=tuple(joined),
         rekeyed=tuple(rekeyed),
     )
 
 
-_Located = tuple[int, RegionReport]
+@dataclass(frozen=True)
+class _Located:
+    """A region, which of the captured graphs it is in, and under which settings that was compiled."""
+
+    capture: int
+    region: RegionReport
+    environment: Mapping[str, str]
+
+    @property
+    def name(self) -> tuple[int, str, str]:
+        return (self.capture, self.region.name, self.region.direction)
+
 
 _PLACES: tuple[Callable[[_Located], Hashable], ...] = (
-    lambda at: (at[0], at[1].name, at[1].direction, at[1].module_path, at[1].source),
-    lambda at: (at[0], at[1].name, at[1].direction, at[1].module_path),
-    lambda at: (at[0], at[1].name, at[1].direction, at[1].source),
+    lambda at: (at.name, at.region.module_path, at.region.source),
+    lambda at: (at.name, at.region.module_path),
+    lambda at: (at.name, at.region.source),
 )
 
 
 def _regions(report: Report) -> list[_Located]:
-    return [(graph.capture, region) for graph in report.graphs for region in graph.regions]
+    found = []
+    for graph in report.graphs:
+        environment = {**report.environment, **graph.environment}
+        found += [_Located(graph.capture, region, environment) for region in graph.regions]
+    return found
 
 
 def _matched(
@@ -130,7 +145,8 @@ def _regrouped(old: Sequence[RegionReport], new: Sequence[RegionReport]) -> Regr
     )
 
 
-def _rekeyed(a: RegionReport, b: RegionReport, environment: Sequence[str]) -> Rekeyed:
+def _rekeyed(before: _Located, after: _Located) -> Rekeyed:
+    a, b = before.region, after.region
     names = [*a.key_parts, *(name for name in b.key_parts if name not in a.key_parts)]
     parts: tuple[str, ...] = ()
     if a.key_parts and b.key_parts:
@@ -141,14 +157,34 @@ def _rekeyed(a: RegionReport, b: RegionReport, environment: Sequence[str]) -> Re
         more, fewer = Counter(b.ops) - Counter(a.ops), Counter(a.ops) - Counter(b.ops)
         changes = [f"+{op}" for op in more.elements()] + [f"-{op}" for op in fewer.elements()]
         details.append("operators: " + (" ".join(changes) or "in another order"))
-    elif not inputs:
-        details += _changed_values("output", a.outputs, b.outputs)
+    else:
+        details += _changed_constants(a.constants, b.constants)
+        if not inputs:
+            details += _changed_values("output", a.outputs, b.outputs)
     if "environment" in parts or not parts:
-        details += environment
+        details += _changes(before.environment, after.environment)
     if a.status != b.status and "eager" in (a.status, b.status):
         eager = a if a.status == "eager" else b
         details.append(f"{a.status} -> {b.status}: {eager.reason}")
+    if not details:
+        details += [f"{part}: {_IN_WORDS[part]}" for part in parts if part in _IN_WORDS]
     return Rekeyed(a, b, parts, tuple(details))
+
+
+_IN_WORDS = {
+    "backend": "what compiles regions is another",
+    "environment": "a setting that reports don't record, of Inductor's or functorch's",
+    "inputs": "their strides, offsets or kind",
+    "arguments": "how operators are connected, or the body of one",
+    "values": "what operators compute has other strides, dtypes or sizes",
+    "aliases": "which inputs share storage",
+    "symbols": "symbolic sizes belong to one capture, and each compiles its regions for itself",
+}
+
+
+def _changed_constants(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:
+    if len(old) == len(new):
+        yield from dict.fromkeys(f"{a} -> {b}" for a, b in zip(old, new, strict=True) if a != b)
 
 
 def _changed_values(what: str, old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
@@ -159,6 +195,15 @@ def _changed_values(what: str, old: Sequence[Any], new: Sequence[Any]) -> Iterat
         if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
             device = f" on {a.device} -> {b.device}" if a.device != b.device else ""
             yield f"{what} {index}: {a} -> {b}{device}"
+        elif a.stride and b.stride and a.stride != b.stride:
+            yield f"{what} {index}: strides {_list(a.stride)} -> {_list(b.stride)}"
+        if a.stride and b.stride and a.requires_grad != b.requires_grad:
+            before, after = (("no", "a")[one.requires_grad] for one in (a, b))
+            yield f"{what} {index}: {before} gradient is required -> {after} gradient is required"
+
+
+def _list(sizes: Sequence[Any]) -> str:
+    return f"[{', '.join(map(str, sizes))}]"
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -166,12 +211,12 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {_shown(old, name)} -> {_shown(new, name)}"
         for name in names
-        if old.get(name) != new.get(name) or (name in old) != (name in new)
+        if _shown(old, name) != _shown(new, name)
     ]
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
-    return str(values[name]) if name in values else "not set"
+    return str(values[name]) if name in values else NOT_SET
 
 
 def _lines(changes: ReportDiff) -> Iterator[str]:

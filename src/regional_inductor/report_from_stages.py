@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from ._torch.config import changed_from
 from ._torch.symbols import expression_of, leaves
 from .costs import Costs, costs_of
 from .pipeline import Trace
+from .region_key import described_environment
 from .regions import (
     REGION_META,
     Compiled,
@@ -25,6 +27,7 @@ from .regions import (
     RegionCall,
 )
 from .report import (
+    NOT_SET,
     GraphReport,
     KernelReport,
     OperatorReport,
@@ -96,6 +99,18 @@ def unmarked_graph_report(
     )
 
 
+def in_environment(graphs: Sequence[GraphReport], environment: dict[str, str]) -> list[GraphReport]:
+    """The reports with what is other than a report's environment now, which the first graphs fill."""
+    now = described_environment()
+    if not environment:
+        environment.update(now)
+    names = [*environment, *(name for name in now if name not in environment)]
+    other = {
+        name: now.get(name, NOT_SET) for name in names if now.get(name) != environment.get(name)
+    }
+    return [replace(graph, environment=other) for graph in graphs]
+
+
 def with_times(graphs: Sequence[GraphReport], trace: Trace) -> list[GraphReport]:
     """The reports with the times of stages that ran after they were made."""
     return [
@@ -121,6 +136,7 @@ class _Work:
     """What is the same wherever a region key occurs."""
 
     costs: Costs | None
+    constants: tuple[str, ...]
     kernels: tuple[KernelReport, ...] | None
     not_fused: tuple[str, ...] | None
 
@@ -161,6 +177,7 @@ def _region_reports(graph: CompiledGraph) -> tuple[RegionReport, ...]:
                 not_fused=work.not_fused,
                 started=region.started,
                 steps=_steps(region),
+                constants=work.constants,
             )
         )
     return tuple(regions)
@@ -168,12 +185,37 @@ def _region_reports(graph: CompiledGraph) -> tuple[RegionReport, ...]:
 
 def _work(module: torch.fx.GraphModule | None, region: CompiledRegion, call: RegionCall) -> _Work:
     costs = costs_of(module) if module is not None else None
+    constants = _constants(module) if module is not None else ()
     code = generated.source_of(region.call)
     if not code:
-        return _Work(costs, None, None)
+        return _Work(costs, constants, None, None)
     kernels = generated.kernels_in(code, call.ops)
     reports = tuple(KernelReport(kernel.name, kernel.kind, kernel.ops) for kernel in kernels)
-    return _Work(costs, reports, _not_fused(reports))
+    return _Work(costs, constants, reports, _not_fused(reports))
+
+
+def _constants(module: torch.fx.GraphModule) -> tuple[str, ...]:
+    """What operators are given besides the graph's values: `aten.add.Tensor(_, 1)`."""
+    found = []
+    for node in module.graph.nodes:
+        if not node.op.startswith("call") or node.target is operator.getitem:
+            continue
+        given = [_constant(value) for value in node.args]
+        given += [f"{name}={_constant(value)}" for name, value in node.kwargs.items()]
+        if any(one != _A_VALUE for one in given):
+            found.append(f"{ops.op_name(node)}({', '.join(given)})")
+    return tuple(found)
+
+
+_A_VALUE = "_"
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, Node):
+        return _A_VALUE
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_constant, value))}]"
+    return str(value)
 
 
 def _not_fused(kernels: Sequence[KernelReport]) -> tuple[str, ...]:
@@ -247,7 +289,10 @@ def _value(name: str, value: Any) -> ValueReport:
     if not isinstance(value, torch.Tensor):
         return ValueReport(name, type(value).__name__)
     shape = tuple(size if type(size) is int else _symbolic(size) for size in value.shape)
-    return ValueReport(name, str(value.dtype).removeprefix("torch."), shape, str(value.device))
+    dtype, device = str(value.dtype).removeprefix("torch."), str(value.device)
+    strides = value.stride() if value.layout is torch.strided else ()
+    stride = tuple(one if type(one) is int else _symbolic(one) for one in strides)
+    return ValueReport(name, dtype, shape, device, stride, value.requires_grad)
 
 
 def _symbolic(size: Any) -> str:

@@ -82,9 +82,17 @@ def _region(document: Mapping[str, Any]) -> RegionReport:
     values = dict(document)
     for name in ("inputs", "outputs"):
         values[name] = tuple(
-            _known(ValueReport, {**value, "shape": tuple(value["shape"])})
+            _known(
+                ValueReport,
+                {
+                    **value,
+                    "shape": tuple(value["shape"]),
+                    "stride": tuple(value.get("stride", ())),
+                },
+            )
             for value in document[name]
         )
+    values["constants"] = tuple(values.get("constants", ()))
     for name in ("ops", "not_fused"):
         values[name] = None if values.get(name) is None else tuple(values[name])
     if values.get("kernels") is not None:
