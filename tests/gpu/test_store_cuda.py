@@ -114,7 +114,18 @@ def main():
     return [out, q.grad]
 """
 
+DYNAMIC = """
+def main():
+    @ri.region("scaled")
+    def scaled(x):
+        return (x * x).mean(-1) * x.shape[0]
+
+    compiled = torch.compile(scaled, backend="regional_inductor", fullgraph=True, dynamic=True)
+    return [compiled(torch.randn(rows, 256, device="cuda")) for rows in (64, 80)]
+"""
+
 PROGRAMS = {
+    "symbolic sizes": DYNAMIC,
     "trained": TRAINED,
     "unaligned inputs": UNALIGNED,
     "tuned matmul": MATMUL,
@@ -131,6 +142,7 @@ def run(program, folder, number, **variables):
             folder / "store",
             folder / f"inductor {number}",
             TRITON_CACHE_DIR=str(folder / f"triton {number}"),
+            TORCH_LOGS="+regional_inductor",
             **variables,
         ),
     )
@@ -144,8 +156,8 @@ def stored(folder):
 def test_a_second_process_with_empty_caches_compiles_nothing(tmp_path, program):
     first = run(PROGRAMS[program], tmp_path, 1)
     assert set(first["statuses"]) <= {"compiled", "shared"}, first["stderr"]
-    assert stored(tmp_path), "nothing was stored: TORCH_LOGS=regional_inductor says why"
-    second = run(PROGRAMS[program], tmp_path, 2, TORCH_LOGS="+regional_inductor")
+    assert stored(tmp_path), first["stderr"]
+    second = run(PROGRAMS[program], tmp_path, 2)
     assert set(second["statuses"]) <= {"disk", "shared"}, second["stderr"]
     assert second["generated"] == 0
     assert second["seen"]["compiled by triton"] == 0, second["stderr"]
@@ -156,7 +168,7 @@ def test_a_second_process_with_empty_caches_compiles_nothing(tmp_path, program):
 def test_a_second_process_needs_no_compiler_of_c(tmp_path):
     """Triton makes a small library for the driver with it, once for each of its cache folders."""
     first = run(TRAINED, tmp_path, 1)
-    second = run(TRAINED, tmp_path, 2, CC="/nonexistent/cc", TORCH_LOGS="+regional_inductor")
+    second = run(TRAINED, tmp_path, 2, CC="/nonexistent/cc")
     assert set(second["statuses"]) <= {"disk", "shared"}, second["stderr"]
     assert second["values"] == first["values"]
 
@@ -181,7 +193,7 @@ def test_a_matmul_is_tuned_once(tmp_path):
 
 def test_coordinate_descent_is_done_once(tmp_path):
     run(DESCENDED, tmp_path, 1)
-    second = run(DESCENDED, tmp_path, 2, TORCH_LOGS="+regional_inductor")
+    second = run(DESCENDED, tmp_path, 2)
     assert second["statuses"] == ["disk"], second["stderr"]
     assert second["seen"]["compiled by triton"] == 0, second["stderr"]
 
