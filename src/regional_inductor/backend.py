@@ -367,13 +367,14 @@ def compile_captured(
                         stages=stages,
                     )
 
-            before = len(report.graphs)
-            if settings.cudagraphs == "off":
-                compiled = compile_with(settings)
-            else:
-                compiled = recorder.compile(graph, direction, compile_with)
-            report.graphs[before:] = chooser.added_to(report.graphs[before:])
-            return compiled
+            with dynamo.compiling_alone():
+                before = len(report.graphs)
+                if settings.cudagraphs == "off":
+                    compiled = compile_with(settings)
+                else:
+                    compiled = recorder.compile(graph, direction, compile_with)
+                report.graphs[before:] = chooser.added_to(report.graphs[before:])
+                return compiled
 
         return compile_graph
 

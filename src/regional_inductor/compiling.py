@@ -105,6 +105,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
             f'cudagraphs="graph" records a whole capture, and capture={capture!r} may make many',
             hint='pass capture="model" as well',
         )
+    dynamo.watch_compiles(warn_of_lost_regions)
     settings = backend_settings(
         {
             **(options or {}),
@@ -130,14 +131,14 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         return compile_captured(gm, example_inputs, settings, report)
 
     regional_inductor.settings = settings  # type: ignore[attr-defined]  # for verify and bisect
-    dynamo.watch_compiles(warn_of_lost_regions)
     publish(report)
     if isinstance(model_or_fn, torch.nn.Module):
         release(model_or_fn)
         model_or_fn.report = report  # type: ignore[assignment]
 
         def compile_whole() -> None:
-            model_or_fn.compile(backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic)
+            with dynamo.own_traces_only():
+                model_or_fn.compile(backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic)
 
         if layout is None:
             compile_whole()
@@ -154,9 +155,10 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
                 left_out=compile_whole if capture == "auto" else None,
             ).install()
         return model_or_fn
-    compiled = torch.compile(
-        model_or_fn, backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic
-    )
+    with dynamo.own_traces_only():
+        compiled = torch.compile(
+            model_or_fn, backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic
+        )
     if inspect.isfunction(compiled):
         compiled.report = report  # type: ignore[attr-defined]
         return compiled  # type: ignore[return-value]

@@ -106,4 +106,5 @@ class _Limit:
             if not self.ended:
                 started = children_of_threads(threads) - set(self.before)
                 ending.end(started | workers.busy_pools())
+                workers.give_up_dead_pools()
             return not self.ended

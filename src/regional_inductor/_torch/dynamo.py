@@ -1,14 +1,26 @@
 """Dynamo and AOTAutograd: building the backend, and what Dynamo says of frames it gave up on.
 
 Checked on torch 2.11 and 2.13: `torch._dynamo.backends.common.aot_autograd`,
-`torch._dynamo.utils.counters`, `torch._dynamo.exc.RestartAnalysis` (that one on 2.13 only).
+`torch._dynamo.utils.counters`, `torch._dynamo.exc.RestartAnalysis` (that one on 2.13 only). On 2.12 too:
+`convert_frame.compile_lock`, and that `torch.compile` binds `fx._symbolic_trace.is_fx_symbolic_tracing`
+to what it makes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
+
+from .versions import is_one_of
+
+CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
+
+_registering = threading.Lock()
+_patching = threading.Lock()
 
 
 def aot_backend(
@@ -30,6 +42,56 @@ def aot_backend(
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
+
+
+@contextlib.contextmanager
+def own_traces_only() -> Iterator[None]:
+    """Let what `torch.compile` makes inside refuse to be traced by FX in its own thread only.
+
+    AOTAutograd traces with FX, which torch notes for the whole process: a compiled model that another
+    thread calls meanwhile would raise.
+    """
+    from torch.fx import _symbolic_trace as tracing
+
+    if not is_one_of(CHECKED_VERSIONS):
+        yield
+        return
+    usual = tracing.is_fx_symbolic_tracing
+
+    def is_fx_symbolic_tracing() -> bool:
+        return usual() and _is_within(tracing.Tracer.trace)
+
+    with _patching:
+        tracing.is_fx_symbolic_tracing = is_fx_symbolic_tracing
+        try:
+            yield
+        finally:
+            tracing.is_fx_symbolic_tracing = usual
+
+
+def _is_within(function: Any) -> bool:
+    """Whether this thread is in a call of a function."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+@contextlib.contextmanager
+def compiling_alone() -> Iterator[None]:
+    """Keep other threads from capturing and compiling; Dynamo itself does so for forward graphs only.
+
+    FX's tracer patches `nn.Module` for the whole process, so that two traces at once break each other.
+    """
+    # A thread of autograd's own must not wait: who holds the lock may wait for gradients from it.
+    is_python = not isinstance(threading.current_thread(), threading._DummyThread)
+    if not is_python or not is_one_of(CHECKED_VERSIONS):
+        yield
+        return
+    from torch._dynamo.convert_frame import compile_lock
+
+    with compile_lock:
+        yield
 
 
 def is_backend_failure(error: BaseException) -> bool:
@@ -109,12 +171,17 @@ def watch_compiles(callback: Callable[[], None]) -> None:
 
     `torch._dynamo.reset` forgets callbacks, so this is asked for again at each compile of ours.
     """
-    from torch._dynamo.callback import callback_handler
+    # Waits for a thread that is importing it; the import of a module in it would not. Two that start at
+    # different ones of its modules, which import each other, find each other's half done.
+    import torch._dynamo  # noqa: F401
 
-    watch_escapes()
-    end = _end_callbacks.setdefault(callback, lambda *_: callback())
-    if end not in callback_handler.end_callbacks:
-        callback_handler.register_end_callback(end)
+    with _registering:
+        from torch._dynamo.callback import callback_handler
+
+        watch_escapes()
+        end = _end_callbacks.setdefault(callback, lambda *_: callback())
+        if end not in callback_handler.end_callbacks:
+            callback_handler.register_end_callback(end)
 
 
 _end_callbacks: dict[Callable[[], None], Callable[..., None]] = {}

@@ -1,7 +1,8 @@
 """The threads and processes in which Inductor compiles kernels, when they must end or have died.
 
 Checked on torch 2.11, 2.12 and 2.13: `async_compile.AsyncCompile.pool` and `.process_pool` (cached functions),
-`._ready_future`, `async_compile._pool_set`, `SubprocPool.process`, `.running`, `.pending_futures`.
+`._ready_future`, `async_compile._pool_set`, `SubprocPool.process`, `.running`, `.write_lock`,
+`.running_waitcounter`, `.pending_futures` and `.shutdown`.
 On another version nothing is found, and nothing is ended or renewed.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -49,6 +51,46 @@ def drop_waiting_work() -> None:
         threads.shutdown(wait=False, cancel_futures=True)
 
 
+def give_up_dead_pools() -> None:
+    """Let nobody wait for a pool whose process is dead, which torch doesn't notice.
+
+    It holds the other end of the pipe open by itself, and so does each worker that the process left behind.
+    """
+    module = _module()
+    for pool in () if module is None else _process_pools(module):
+        if isinstance(pool, Executor) or pool.process.poll() is None:
+            continue
+        if not pool.write_lock.acquire(timeout=0.1):
+            continue  # somebody fills a pipe that nobody empties
+        try:
+            was_running, pool.running = pool.running, False
+            if was_running:
+                pool.running_waitcounter.__exit__()
+        finally:
+            pool.write_lock.release()
+        pool.shutdown()  # of one that doesn't run: whatever is waited for gets an exception
+
+
+@contextlib.contextmanager
+def dead_pools_given_up() -> Iterator[None]:
+    """Look after the pools while this is open: what waits for one that dies goes on, with an exception."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOK_EVERY_S):
+            give_up_dead_pools()
+
+    thread = threading.Thread(target=look, name="regional_inductor-pools", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+_LOOK_EVERY_S = 0.5
+
+
 def renew_broken_pools() -> None:
     """Let Inductor make a new pool of processes where the one that it has is dead.
 
@@ -57,6 +99,7 @@ def renew_broken_pools() -> None:
     module = _module()
     if module is None:
         return
+    give_up_dead_pools()
     for pool in _process_pools(module):
         if not _is_broken(pool):
             continue
@@ -69,7 +112,7 @@ def renew_broken_pools() -> None:
 def _is_broken(pool: Any) -> bool:
     if isinstance(pool, Executor):
         return bool(getattr(pool, "_broken", False))
-    return not getattr(pool, "running", True) or pool.process.poll() is not None
+    return not pool.running
 
 
 def _module() -> Any:

@@ -127,6 +127,7 @@ def _compile_batch(
         stack.enter_context(progress.compiling(len(requests)))
         if settings.region_backend == "inductor":
             stack.enter_context(whole_libraries.mending())
+            stack.enter_context(workers.dead_pools_given_up())
             stack.enter_context(quick_strides())
         batch = stack.enter_context(kernel_batch())
         lowered = [_lower(request, settings, batch) for request in requests]
@@ -183,6 +184,7 @@ def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch | None
             if _restarts_capture(error, request, settings):
                 raise
             lowered.failure = error
+            workers.renew_broken_pools()  # for the next region
     lowered.seconds = time.perf_counter() - lowered.started
     return lowered
 
@@ -267,7 +269,6 @@ def _restarts_capture(error: BaseException, request: RegionRequest, settings: Se
 def _failed(
     error: BaseException, request: RegionRequest, settings: Settings, started: float, seconds: float
 ) -> CompiledRegion:
-    workers.renew_broken_pools()
     first_line = next(iter(str(error).strip().splitlines()), "")
     what = f"Inductor could not compile the region: {type(error).__name__}: {first_line}"
     call = request.call
