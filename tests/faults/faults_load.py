@@ -121,13 +121,15 @@ def test_models_that_are_compiled_and_dropped_are_freed():
         ri.compile(model, region_backend="eager")(torch.ones(2, 4)).sum().backward()
         torch._dynamo.reset()
 
-    for number in range(20):
+    for number in range(
+        70
+    ):  # torch keeps what it measured of the last 64 compiles, and all that hangs on it
         cycle(number)
     objects = living()
-    for number in range(20, 220):
+    for number in range(70, 170):
         cycle(number)
     grown = {kind: count - objects[kind] for kind, count in living().items()}
-    assert all(count <= 0.2 * 200 for count in grown.values()), grown
+    assert all(count <= 0.2 * 100 for count in grown.values()), grown
 
 
 def test_a_worker_that_crashes_and_a_pool_that_dies_cost_one_region_each(monkeypatch):
