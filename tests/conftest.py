@@ -30,7 +30,6 @@ from support.under_test import AGAINST, UnderTest  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    _register_backend_when_run_from_source()
     config.addinivalue_line("markers", "inductor: compiles with Inductor, needs a C++ compiler")
     config.addinivalue_line(
         "markers", "both_lowerings: with and without the second AOTAutograd of standalone_compile"
@@ -44,18 +43,36 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "default")  # those are not ours to answer for
 
 
-def _register_backend_when_run_from_source() -> None:
-    """Without installation (PYTHONPATH=src) there is no entry point for torch to find it by."""
-    if not entry_points(group="torch_dynamo_backends", name="regional_inductor"):
-        from regional_inductor.backend import dynamo_backend
+def _installed_for_this_run(folder: Path) -> None:
+    """Without installation (PYTHONPATH=src) torch finds the backend neither here nor in the processes of tests.
 
-        torch._dynamo.register_backend(dynamo_backend, name="regional_inductor")
+    So what an installation would leave behind is put where both look.
+    """
+    installed = folder / "regional_inductor-0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: regional-inductor\nVersion: 0\n"
+    )
+    (installed / "entry_points.txt").write_text(
+        "[torch_dynamo_backends]\nregional_inductor = regional_inductor.backend:dynamo_backend\n"
+    )
+    sys.path.append(str(folder))
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (before, str(folder))))
+
+
+_INSTALLATION = None
+if not entry_points(group="torch_dynamo_backends", name="regional_inductor"):
+    _INSTALLATION = tempfile.mkdtemp(prefix="regional-inductor-installed-")
+    _installed_for_this_run(Path(_INSTALLATION))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     is_worker = hasattr(config, "workerinput")
     if _CACHE_FOLDER is not None and not is_worker:
         shutil.rmtree(_CACHE_FOLDER, ignore_errors=True)
+    if _INSTALLATION is not None:
+        shutil.rmtree(_INSTALLATION, ignore_errors=True)
 
 
 def pytest_report_header() -> str:
