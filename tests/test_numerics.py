@@ -4,7 +4,10 @@ The whole table is `python -m tests.numerics`; here are one graph of many operat
 what happens when something can't be equal.
 """
 
+import os
 import random
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -232,6 +235,32 @@ def test_gradients_of_gelu_and_glu_are_equal_to_eager():
     for a, b in zip(run(compiled), run(f), strict=True):
         assert not unequal_bits(a, b).any()
     assert {region.status for region in compiled.report.regions} == {"compiled"}
+
+
+@pytest.mark.inductor
+def test_threads_that_never_asked_aten_for_their_number_compute_what_eager_does():
+    """Where eager's chunks end depends on the number of threads; new workers used to see one.
+
+    In a process of its own, where a region is the first thing that the workers run.
+    """
+    many = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * 4
+    telling = many[_by_vector(many) != _by_scalar(many)][0].item()
+    script = f"""
+import torch
+import regional_inductor as ri
+from regional_inductor.exactness import unequal_bits
+from regional_inductor.stages import compile
+
+compile.check_equal_to_eager = lambda *_, **__: None
+x = torch.full((3 * 32_768 + 50,), {telling!r})
+compiled = ri.compile(ri.region("threads", numerics="eager")(torch.sigmoid))
+print(int(unequal_bits(compiled(x), torch.sigmoid(x)).sum()), compiled.report.regions[0].status)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "3", "REGIONAL_INDUCTOR_CACHE": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["0", "compiled"]
 
 
 @pytest.mark.inductor

@@ -32,7 +32,7 @@ _CPU_OPTIONS: dict[str, Any] = {
     "cpp.enable_floating_point_contract_flag": "off",
     "emulate_precision_casts": True,
 }
-_TAG = "numerics=eager 2"
+_TAG = "numerics=eager 3"
 """Goes into the keys of Inductor's caches; to be changed with the code that is written here."""
 
 _SCHEMA = (
@@ -369,8 +369,12 @@ _POSITION = (
     " bool all_in_vectors(int32_t first, int32_t last) const {{"
     " return last - start(first) < whole(first); }} }};"
     " const int32_t sizes[] = {{{loop}}}; int64_t threads = 1;"
-    f' if (sizes[2] > {GRAIN}) {{{{ int threads_of_aten() asm("_ZN2at15get_num_threadsEv");'
-    f" threads = std::min<int64_t>(threads_of_aten(), (sizes[2] + {GRAIN - 1}LL) / {GRAIN}); }}}}"
+    f" if (sizes[2] > {GRAIN}) {{{{"
+    # A worker that asks ATen for the first time, inside a parallel region, is told 1.
+    ' int threads_of_aten() asm("_ZN2at15get_num_threadsEv");'
+    ' int in_parallel() asm("omp_in_parallel"); int threads_of_omp() asm("omp_get_max_threads");'
+    " threads = std::min<int64_t>(in_parallel() ? threads_of_omp() : threads_of_aten(),"
+    f" (sizes[2] + {GRAIN - 1}LL) / {GRAIN}); }}}}"
     " return Loop{{sizes[0], sizes[1], sizes[2], (int32_t)((sizes[2] + threads - 1) / threads)}};"
     " }}()"
 )
