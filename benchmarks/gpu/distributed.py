@@ -93,7 +93,8 @@ def _together(each: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "difference": max(one["difference"] for one in each),
         "cold, s": max(one["cold"] for one in each),
-        "distinct": len({key for key, _ in regions}),
+        # Keys hold the GPU's number: what is the same work on both ranks has two.
+        "distinct": max(len({key for key, _ in one["regions"]}) for one in each),
         "compiles": sum(status == "compiled" for _, status in regions),
         "fetched": sum(status == "fetched" for _, status in regions),
         "step, ms": first["with"]["step"],
