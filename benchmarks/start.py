@@ -3,8 +3,8 @@
 Seconds from a built model to the end of its first training step: the demo's model and its marks, forward
 and backward, each start in a process of its own. What a process imports on the way (Dynamo, AOTAutograd,
 Inductor where it is needed) counts, `import torch` and transformers don't. A cold start has empty caches.
-A warm one has what the cold one of the same way left; `ours, regions only` has the folder of compiled
-regions and an empty cache of Inductor. Wall time and CPU time, all cores together; losses and gradients
+A warm one has what the cold one of the same way left; `regions only` has the folder of compiled regions and
+an empty cache of Inductor; `loaded from a file` has what `ri.save` wrote after the cold start, and no cache at all. Wall time and CPU time, all cores together; losses and gradients
 are compared with eager in every run.
 """
 
@@ -24,6 +24,15 @@ WAYS = {
     "pytorch_pass": "PyTorch's pass",
     "regional_inductor": "ours",
 }
+FROM_FILE = "loaded from a file"
+# Folders of Inductor's cache and of our regions.
+STARTS = {
+    "cold": ("first", "regions"),
+    "warm": ("first", "regions"),
+    "regions only": ("new", "regions"),
+    FROM_FILE: ("none", "no regions"),
+}
+OURS_ONLY = ("regions only", FROM_FILE)
 REPEATS = 3
 TOLERANCE = 1e-4
 
@@ -34,15 +43,18 @@ def main(quick: bool) -> Outcome:
     for number in range(repeats):
         for way in list(WAYS) if number % 2 == 0 else reversed(list(WAYS)):
             with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
-                for start, cache in (("cold", "first"), ("warm", "first"), ("regions only", "new")):
-                    if start == "regions only" and way != "regional_inductor":
+                for start, (cache, regions) in STARTS.items():
+                    if start in OURS_ONLY and way != "regional_inductor":
                         continue
                     say(f"start: {WAYS[way]}, {start}")
+                    file = str(Path(folder, "model.ri")) if way == "regional_inductor" else None
                     run = in_fresh_process(
                         "start:measure",
                         cache=Path(folder, cache),
-                        environment={"REGIONAL_INDUCTOR_CACHE_DIR": str(Path(folder, "regions"))},
+                        environment={"REGIONAL_INDUCTOR_CACHE_DIR": str(Path(folder, regions))},
                         way=way,
+                        load=file if start == FROM_FILE else None,
+                        save=file if start == "cold" else None,
                     )
                     found.setdefault((way, start), []).append(run)
     rows = [_row(way, start, runs) for (way, start), runs in sorted(found.items())]
@@ -88,11 +100,18 @@ def _targets(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[Target]
     ]
 
 
-def measure(way: str) -> dict[str, Any]:
-    """One start in this process."""
+def measure(way: str, load: str | None = None, save: str | None = None) -> dict[str, Any]:
+    """One start in this process.
+
+    Args:
+        way: One of `WAYS`.
+        load: A file to load instead of compiling.
+        save: A file to write afterwards.
+    """
     import torch
     import transformers  # noqa: F401 - its import is not what is measured
 
+    import regional_inductor as ri
     from benchmarks import _peers
     from regional_inductor import demo_worker
     from regional_inductor.demo import Settings
@@ -102,10 +121,13 @@ def measure(way: str) -> dict[str, Any]:
     batch = torch.randint(256, (settings.batch, settings.sequence))
     eager = demo_worker.compile_step("eager", model)
     expected = demo_worker.loss_and_gradients(model, eager, batch)
-    if way != "torch_compile":
+    if way != "torch_compile" and load is None:
         demo_worker.mark(model)
     started, cpu = time.perf_counter(), time.process_time()
-    if way == "aot_eager":
+    if load is not None:
+        ri.load(load, model)
+        step = demo_worker.compile_step("eager", model)
+    elif way == "aot_eager":
         compiled = torch.compile(model, backend="aot_eager")
         step = lambda batch: compiled(input_ids=batch, labels=batch).loss  # noqa: E731
     else:
@@ -121,7 +143,10 @@ def measure(way: str) -> dict[str, Any]:
         for name, gradient in actual.items()
     ]
     assert demo_worker.largest(differences) <= TOLERANCE, f"differs by {max(differences):.1e}"
-    statuses = _peers.statuses_of_last_report() if way == "regional_inductor" else None
+    compiled_here = way == "regional_inductor" and load is None
+    statuses = _peers.statuses_of_last_report() if compiled_here else None
+    if save is not None:
+        ri.save(model, save)
     return {
         "seconds": seconds,
         "cpu": cpu,

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import (
     ConflictError,
+    LoadError,
     MarkError,
     MissingValueError,
     OptionError,
     RegionCompileError,
     RegionError,
     RegionWarning,
+    SaveError,
+    UnsavedCallError,
 )
 
 # Not loaded lazily: the module `mark` would otherwise take the place of the function of that name.
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
     from .compiling import compile
     from .explaining import explain
     from .exporting import export
+    from .loading import load
     from .report import Report, last_report
+    from .saving import save
     from .verification import Verification
     from .verifying import verify
 
@@ -42,11 +47,13 @@ _LAZY = {
     "explain": "explaining",
     "export": "exporting",
     "last_report": "report",
+    "load": "loading",
     "outline_regions": "backend",
     "regional_inductor": "backend",
     "Report": "report",
     "Verification": "verification",
     "rules": "rules",
+    "save": "saving",
     "verify": "verifying",
 }
 
@@ -68,6 +75,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Bisection",
     "ConflictError",
+    "LoadError",
     "MarkError",
     "MissingValueError",
     "OptionError",
@@ -75,6 +83,8 @@ __all__ = [
     "RegionError",
     "RegionWarning",
     "Report",
+    "SaveError",
+    "UnsavedCallError",
     "Verification",
     "bisect",
     "compile",
@@ -83,6 +93,7 @@ __all__ = [
     "explain",
     "export",
     "last_report",
+    "load",
     "mark",
     "mark_function",
     "mark_nodes",
@@ -90,5 +101,6 @@ __all__ = [
     "region",
     "regional_inductor",
     "rules",
+    "save",
     "verify",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import torch.fx
 
 from . import pipeline
 from ._torch import dynamo, inductor, ops
-from ._torch.fx import copy_graph
+from ._torch.fx import copy_graph, copy_graph_module
 from .errors import OptionError, did_you_mean
 from .findings import findings_of
 from .logs import log_regions, log_stage
@@ -78,7 +79,7 @@ def read_settings(
     if "REGIONAL_INDUCTOR_LOWERING" in os.environ:
         ours["lowering"] = os.environ["REGIONAL_INDUCTOR_LOWERING"]
     inductors: dict[str, Any] = dict(mode_options(mode)) if mode else {}
-    known = {field.name for field in fields(Settings)} - {"default_options"}
+    known = {field.name for field in fields(Settings)} - {"default_options", "for_file"}
     for key, value in (options or {}).items():
         if key in _CHOICES:
             if value not in _CHOICES[key]:
@@ -161,6 +162,8 @@ def run_pass(
     """The pass itself; adds what it did to a report."""
     trace = pipeline.Trace()
     before = len(report.graphs)
+    if settings.for_file:
+        gm = copy_graph_module(gm)  # AOTAutograd describes the backward graph afterwards
     selection = settings.selection or of_environment()
     if selection is not None:
         stages = _bisected(stages, selection)
@@ -186,6 +189,8 @@ def run_pass(
     pipeline.run(gm, example_inputs, settings, stages=stages, observer=observe)
     report.graphs[before:] = with_times(report.graphs[before:], trace)
     set_calling_convention(gm)
+    if settings.for_file:
+        return inductor.portable_code(gm)
     if settings.region_backend == "inductor" and inductor.autograd_cache_forced():
         return inductor.regional_output_code(gm)
     return gm
@@ -383,5 +388,7 @@ def compile_captured(
     )
     # The key of AOTAutograd's cache sees neither marks nor our settings; the tag makes it.
     selection = settings.selection or of_environment()
-    with outside(f"{wanted.digest()} {settings} {selection}"):
+    # What is made for a file is never taken from that cache, which has no graphs of ours.
+    only = uuid.uuid4() if settings.for_file else ""
+    with outside(f"{wanted.digest()} {settings} {selection} {only}"):
         return backend(gm, example_inputs)  # type: ignore[no-any-return]

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
 
-from ._torch import dynamo
+from ._torch import calls, dynamo
 from .backend import backend_settings, compile_captured
 from .block_capture import BlockCapture, blocks_of, release
 from .blocks import Layout, layout_of
+from .compilations import Compilation, attach
 from .errors import OptionError
 from .lost_marks import warn_of_lost_regions
 from .mark import marked_modules
 from .report import Report, publish
 from .rules import Rule, RuleSet
+from .saving import Save
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
@@ -82,7 +85,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
 
     Returns:
         The module itself or a compiled function; both have `.report`, a `Report` that fills as
-        graphs are compiled.
+        graphs are compiled, and `.save`, which is `regional_inductor.save` for it.
 
     Raises:
         OptionError: An unknown option, choice or rule.
@@ -126,9 +129,27 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     if rules is not None:
         settings = replace(settings, mark_graph=RuleSet(rules, whole=fullgraph and layout is None))
     report = Report()
+    arguments = {
+        "fullgraph": fullgraph,
+        "dynamic": dynamic,
+        "mode": mode,
+        "options": options,
+        "merge": merge,
+        "on_error": on_error,
+        "numerics": numerics,
+        "collectives": collectives,
+        "recompute": recompute,
+        "capture": capture,
+        "cudagraphs": cudagraphs,
+        "region_backend": region_backend,
+        "rules": rules,
+    }
+    compilation = Compilation(_held(model_or_fn), settings, arguments, layout is not None)
 
     def regional_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
-        return compile_captured(gm, example_inputs, settings, report)
+        compiled = compile_captured(gm, example_inputs, settings, report)
+        compilation.remember(calls.captured_call())
+        return compiled
 
     regional_inductor.settings = settings  # type: ignore[attr-defined]  # for verify and bisect
     publish(report)
@@ -137,6 +158,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         model_or_fn.report = report  # type: ignore[assignment]
 
         def compile_whole() -> None:
+            compilation.start_over()
             with dynamo.own_traces_only():
                 model_or_fn.compile(backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic)
 
@@ -154,21 +176,21 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
                 on_error=on_error,
                 left_out=compile_whole if capture == "auto" else None,
             ).install()
-        return model_or_fn
+        return _with_save(model_or_fn, compilation)
     with dynamo.own_traces_only():
         compiled = torch.compile(
             model_or_fn, backend=regional_inductor, fullgraph=fullgraph, dynamic=dynamic
         )
     if inspect.isfunction(compiled):
         compiled.report = report  # type: ignore[attr-defined]
-        return compiled  # type: ignore[return-value]
+        return _with_save(compiled, compilation)  # type: ignore[return-value]
 
     @functools.wraps(model_or_fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         return compiled(*args, **kwargs)
 
     wrapper.report = report  # type: ignore[attr-defined]
-    return wrapper  # type: ignore[return-value]
+    return _with_save(wrapper, compilation)  # type: ignore[return-value]
 
 
 def _worth_capturing(model: torch.nn.Module) -> Layout | None:
@@ -181,3 +203,17 @@ def _worth_capturing(model: torch.nn.Module) -> Layout | None:
         if path in around or "inductor_region" in value:
             return None
     return layout
+
+
+def _held(original: Any) -> Callable[[], Any]:
+    """A module weakly: what torch calls instead of it holds this, and it holds that."""
+    if isinstance(original, torch.nn.Module):
+        return weakref.ref(original)
+    return lambda: original
+
+
+def _with_save(compiled: _T, compilation: Compilation) -> _T:
+    attach(compiled, compilation)
+    if not hasattr(type(compiled), "save"):  # a model's own `save` stays what it was
+        compiled.save = Save(compiled)  # type: ignore[attr-defined]
+    return compiled

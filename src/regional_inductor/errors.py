@@ -20,12 +20,15 @@ from typing import Any, TypeVar
 
 __all__ = [
     "ConflictError",
+    "LoadError",
     "MarkError",
     "MissingValueError",
     "OptionError",
     "RegionCompileError",
     "RegionError",
     "RegionWarning",
+    "SaveError",
+    "UnsavedCallError",
 ]
 
 _E = TypeVar("_E", bound="RegionError")
@@ -49,12 +52,14 @@ class RegionError(RuntimeError):
           way out: try again
     """
 
+    _place = "marked at"  # what `source` is
+
     def __init__(self, what: str, *, region: str = "", source: str = "", hint: str = "") -> None:
         self.what = what
         self.region = region
         self.source = source
         self.hint = hint
-        super().__init__(compose(what, region=region, source=source, hint=hint))
+        super().__init__(compose(what, region=region, source=source, hint=hint, place=self._place))
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         # BaseException would rebuild from self.args, the composed text, and lose the parts.
@@ -140,6 +145,57 @@ class MarkError(RegionError, ValueError):
     """
 
 
+class SaveError(RegionError):
+    """A compiled function or model that can't be saved: nothing was compiled yet, a graph break, and the like.
+
+    Example:
+        >>> import regional_inductor as ri
+        >>> try:
+        ...     ri.save(ri.compile(lambda x: x.sin()), "sin.ri")
+        ... except ri.SaveError as error:
+        ...     print(error.what)
+        nothing has been compiled yet
+    """
+
+    _place = "at"
+
+
+class LoadError(RegionError):
+    """A file that can't be loaded: damaged, of another torch or machine, or not for this model.
+
+    Example:
+        >>> import tempfile, regional_inductor as ri
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     try:
+        ...         ri.load(file.name)
+        ...     except ri.LoadError as error:
+        ...         print(error.hint)
+        name a file that regional_inductor.save wrote
+    """
+
+    _place = "at"
+
+
+class UnsavedCallError(RegionError):
+    """A loaded function was called in a way that nothing in its file was compiled for.
+
+    Example:
+        >>> import tempfile, torch, regional_inductor as ri
+        >>> def double(x):
+        ...     return x * 2
+        >>> compiled = ri.compile(double, dynamic=False)
+        >>> _ = compiled(torch.ones(3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ri.save(compiled, f"{folder}/double.ri")
+        ...     loaded = ri.load(f"{folder}/double.ri")
+        >>> try:
+        ...     loaded(torch.ones(4))
+        ... except ri.UnsavedCallError:
+        ...     print("not saved")
+        not saved
+    """
+
+
 class RegionWarning(UserWarning):
     """Something that was asked for has no effect, or not the effect that it seems to have.
 
@@ -149,13 +205,15 @@ class RegionWarning(UserWarning):
     """
 
 
-def compose(what: str, *, region: str = "", source: str = "", hint: str = "") -> str:
+def compose(
+    what: str, *, region: str = "", source: str = "", hint: str = "", place: str = "marked at"
+) -> str:
     """The message of an error or a warning from its parts; empty parts are left out."""
     lines = [what]
     if region:
         lines.append(f"  region: {region}")
     if source:
-        lines.append(f"  marked at: {source}")
+        lines.append(f"  {place}: {source}")
     if hint:
         lines.append(f"  way out: {hint}")
     return "\n".join(lines)

@@ -15,10 +15,11 @@ from torch.fx.node import Node
 
 from ._torch import exact_ops, exact_trials
 from ._torch.exact_trials import Attempt, Verdict
+from ._torch.fx import is_boxed
 from ._torch.inductor import new_fake_mode
 from ._torch.trial_inputs import dense_inputs, outside_tracing
 from .exactness import difference
-from .region_backends import is_boxed, lock, lowered_exactly
+from .region_backends import lock, lowered_exactly
 from .regions import Settings
 
 ROUNDS = 4

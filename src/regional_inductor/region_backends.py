@@ -33,7 +33,8 @@ def backend_text(settings: Settings) -> str:
 def may_lower_directly(settings: Settings) -> bool:
     """Whether regions of this run may take the direct way, where they are fit for it.
 
-    What the drop-in pass returns can be pickled and serialised, which standalone artifacts can.
+    What the drop-in pass returns can be pickled and serialised, which standalone artifacts can; what is
+    packed into a file of ours needs no such thing.
     Whoever patches `standalone_compile` wants to see every region.
     """
     if settings.lowering != "auto":
@@ -41,7 +42,7 @@ def may_lower_directly(settings: Settings) -> bool:
     return (
         not settings.guarded
         and inductor.backend_identity() == "inductor"
-        and not inductor.autograd_cache_forced()
+        and (settings.for_file or not inductor.autograd_cache_forced())
     )
 
 
@@ -56,13 +57,6 @@ def may_share_a_compiler_run(call: RegionCall, settings: Settings) -> bool:
         and call.mark.compile_timeout is None
         and inductor.backend_identity() == "inductor"
         and kernel_batches.is_possible()
-    )
-
-
-def is_boxed(compiled: Callable[..., Any]) -> bool:
-    """Whether a compiled region takes one list of arguments."""
-    return bool(getattr(compiled, "_boxed_call", False)) and not isinstance(
-        compiled, torch.fx.GraphModule
     )
 
 

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from . import ranks
 from ._torch import bundle, inductor, machine, portable, symbols
+from ._torch.fx import is_boxed
 from .cache import memory
 from .disk import FOLDER, SIZE, SWITCH, Disk
 from .entry import SCHEMA, Entry
 from .errors import warn
-from .region_backends import is_boxed
 from .region_key import combined_key, key_on_any_gpu
 from .region_requests import RegionRequest
 from .regions import CompiledRegion, Settings

@@ -47,6 +47,8 @@ class Settings:
     """Marks a captured graph before anything reads marks, and says what it could not find."""
     selection: Any = None
     """A `Selection` of what stays compiled, while something is bisected; None else."""
+    for_file: bool = False
+    """Whether what comes out is to be packed: the graph is left alone, and its code is in a wrapper."""
     guarded: bool = True
     """Whether each call checks its arguments; the registered backend has Dynamo's guards instead."""
 

@@ -37,6 +37,7 @@ def named_function(compiled: Callable[..., Any], call: RegionCall) -> RegionFunc
     region.__name__ = region.__qualname__ = call.name
     region.__module__ = "regional_inductor"
     region.__wrapped__ = compiled  # type: ignore[attr-defined]
+    region.region_call = call  # type: ignore[attr-defined]
     return region
 
 
@@ -68,7 +69,14 @@ def boxed_function(compiled: Callable[[list[Any]], Any], call: RegionCall) -> Re
     region.__name__ = region.__qualname__ = name
     region.__module__ = "regional_inductor"
     region.__wrapped__ = compiled  # type: ignore[attr-defined]
+    region.region_call = call  # type: ignore[attr-defined]
     return region
+
+
+def region_call_of(function: Any) -> RegionCall | None:
+    """What a function over a compiled region is called for; None for any other object."""
+    call = getattr(function, "region_call", None) if callable(function) else None
+    return call if isinstance(call, RegionCall) else None
 
 
 def run_under_name(name: str, run: Callable[..., Any], *args: Any) -> Any:

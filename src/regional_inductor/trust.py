@@ -21,6 +21,7 @@ __all__ = [
     "KEY_FILE",
     "Seal",
     "UntrustedError",
+    "is_sealed",
     "own_seal",
     "private_folder",
     "read_private",
@@ -108,6 +109,11 @@ class Seal:
         encoded = name.encode()
         head = _MAGIC + len(encoded).to_bytes(8, "big") + encoded
         return hmac.new(self._key, head + body, hashlib.sha256).digest()
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether bytes say of themselves that they are sealed; whose seal it is, nobody knows yet."""
+    return data.startswith(_MAGIC)
 
 
 def own_seal(folder: Path) -> Seal:

@@ -11,7 +11,7 @@ theirs. There are two forms:
   finds the kernels here instead of compiling them. It holds Triton's files itself.
 
 Checked on torch 2.11 and 2.13: the wrapper's text, `AsyncCompile.cpp_pybinding`, `triton` and `wait`,
-`PyCodeCache.modules` and `write`, `CompiledFxGraph`'s fields, `align_inputs_from_check_idxs`, the
+`PyCodeCache.modules` and `write`, `FxGraphCache.cache_hit_post_compile`, `CompiledFxGraph`'s fields, `align_inputs_from_check_idxs`, the
 module that a C++ kernel is loaded as and the variable that it reads, `AOTCompiledArtifact.serialize`,
 `TritonBundler.is_enabled`.
 """
@@ -22,13 +22,17 @@ import ast
 import builtins
 import contextlib
 import hashlib
+import importlib
 import importlib.machinery
 import importlib.util
 import inspect
+import io
 import itertools
 import json
 import linecache
 import os
+import pickle
+import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,8 +66,9 @@ def dump(compiled: Any) -> Parts:
     """
     if not is_one_of(CHECKED_VERSIONS):
         raise NotBundledError(f"not checked on torch {torch.__version__}")
-    if isinstance(compiled, LoadedGraph):
-        return dict(compiled.parts)
+    loaded = getattr(compiled, "bundled_parts", None)
+    if loaded is not None:
+        return dict(loaded)
     codes = generated.sources_of(compiled)
     if not codes:
         raise NotBundledError("its generated code isn't known")
@@ -106,8 +111,11 @@ def load(parts: Mapping[str, bytes], name: str) -> Callable[..., Any]:
     kernels = _Kernels(described, parts)
     if described["form"] == "graph":
         return _load_graph(parts, kernels, name)
-    artifact = _load_artifact(parts["artifact"], kernels)
+    artifact = _load_artifact(parts["artifact"], json.loads(parts["sources"]), kernels)
     generated.attach_code(artifact, json.loads(parts["sources"]))
+    # The files that its shared objects were loaded from are gone: it is dumped again from these.
+    with contextlib.suppress(AttributeError):
+        artifact.bundled_parts = dict(parts)  # type: ignore[attr-defined]
     return artifact
 
 
@@ -377,7 +385,22 @@ def _artifact_bytes(compiled: Any) -> bytes:
         raise NotBundledError(f"Inductor can't serialise it: {error}") from error
     if data is None:
         raise NotBundledError(f"it is a {type(compiled).__name__}")
-    return data
+    slim = io.BytesIO()
+    try:
+        _SlimPickler(slim).dump(pickle.loads(data))
+    except Exception as error:
+        raise NotBundledError(f"its artifact can't be pickled: {error}") from error
+    return slim.getvalue()
+
+
+class _SlimPickler(pickle.Pickler):
+    """An artifact names decompositions, for a compile that never comes; their import takes a while."""
+
+    def reducer_override(self, value: Any) -> Any:
+        home = getattr(value, "__module__", None)
+        if isinstance(value, types.FunctionType) and home == "torch._inductor.decomposition":
+            return _Later, (home, value.__qualname__)
+        return NotImplemented
 
 
 # --- reading ---------------------------------------------------------------------------------------
@@ -395,6 +418,11 @@ class _Kernels:
         self._parts = parts
         self.aligned: list[int] = described.get("aligned", [])
         self.triton_kernels: dict[str, Any] = {}
+
+    @property
+    def of_triton(self) -> bool:
+        """Whether any kernel is Triton's."""
+        return self._triton is not None
 
     def get(self, *arguments: Any) -> Callable[..., Any] | None:
         """The kernel that a call of `cpp_pybinding` with these arguments defines."""
@@ -455,7 +483,7 @@ class LoadedGraph:
     Attributes:
         current_callable: What it runs.
         source_code: The generated code.
-        parts: What it was loaded from.
+        bundled_parts: What it was loaded from.
         triton: Its kernels of Triton, by a digest of the source of each.
     """
 
@@ -470,7 +498,7 @@ class LoadedGraph:
     ) -> None:
         self.current_callable = call
         self.source_code = source
-        self.parts = parts
+        self.bundled_parts = dict(parts)
         self.triton = triton
 
     def __call__(self, arguments: list[Any]) -> Any:
@@ -479,21 +507,28 @@ class LoadedGraph:
 
 def _load_graph(parts: Mapping[str, bytes], kernels: _Kernels, name: str) -> LoadedGraph:
     source = parts["graph"].decode()
-    file = f"<regional_inductor region {name}>"
-    # Tracebacks then show the lines; None as time says that there is no file to compare with.
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    module = types.ModuleType(f"regional_inductor.region_{name}")
-    module.__file__ = file
-    vars(module)["__builtins__"] = {**vars(builtins), "__import__": _importing(kernels)}
     kernels.put_files_back()
-    exec(compile(source, file, "exec"), vars(module))
-    call = module.call
+    call = _executed(source, f"<regional_inductor region {name}>", kernels, {}).call
     if kernels.aligned:
         from torch._inductor.utils import align_inputs_from_check_idxs
         from torch.utils._ordered_set import OrderedSet
 
         call = align_inputs_from_check_idxs(call, kernels.aligned, OrderedSet())
     return LoadedGraph(call, source, parts, kernels.triton_kernels)
+
+
+def _executed(
+    source: str, file: str, kernels: _Kernels, attributes: Mapping[str, Any]
+) -> types.ModuleType:
+    """A wrapper's module, made without what only code generation needs."""
+    # Tracebacks then show the lines; None as time says that there is no file to compare with.
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    module = types.ModuleType(f"regional_inductor.loaded_{next(_numbers)}")
+    module.__file__ = file
+    vars(module).update(attributes)
+    vars(module)["__builtins__"] = {**vars(builtins), "__import__": _importing(kernels)}
+    exec(compile(source, file, "exec"), vars(module))
+    return module
 
 
 class _AsyncCompile:
@@ -515,8 +550,18 @@ class _AsyncCompile:
         pass
 
 
+TORCHS_OWN = ("mm", "addmm", "bmm", "baddbmm")
+
+
 class _ExternKernels:
-    """Inductor's table of library calls, imported when a region first calls one."""
+    """Inductor's table of library calls, imported when a region calls one that isn't torch's own.
+
+    The import takes more than a second, and these stand for functions of torch under their own names.
+    """
+
+    def __init__(self) -> None:
+        for name in TORCHS_OWN:
+            setattr(self, name, getattr(torch, name))
 
     def __getattr__(self, name: str) -> Any:
         from torch._inductor.select_algorithm import extern_kernels
@@ -529,17 +574,37 @@ class _ExternKernels:
 _extern_kernels = _ExternKernels()
 
 
+class _Later:
+    """A function of Inductor's that is imported when it is first called: most never are."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._place = module, name
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        module, name = self._place
+        return getattr(importlib.import_module(module), name)(*arguments, **keywords)
+
+
+# Functions that every wrapper imports, few call, and whose homes import half of Inductor.
+_LATER = {
+    "torch._inductor.hooks": ("run_intermediate_hooks",),
+    "torch._inductor.utils": ("maybe_profile",),
+    "torch._inductor.codegen.memory_planning": ("_align",),
+}
+
+
 def _importing(kernels: _Kernels) -> Callable[..., Any]:
     """`__import__` for a wrapper: what only code generation needs isn't imported for it."""
-    import torch._inductor.utils as inductor_utils
-
     stand_ins = {
         "torch._inductor.async_compile": types.SimpleNamespace(
             AsyncCompile=lambda: _AsyncCompile(kernels)
         ),
         "torch._inductor.select_algorithm": types.SimpleNamespace(extern_kernels=_extern_kernels),
-        "torch._inductor.codegen.memory_planning": inductor_utils,  # has `_align` from there
     }
+    for module, names in _LATER.items():
+        if module not in sys.modules:
+            later = {name: _Later(module, name) for name in names}
+            stand_ins[module] = types.SimpleNamespace(**later)
 
     def importing(
         name: str,
@@ -556,14 +621,15 @@ def _importing(kernels: _Kernels) -> Callable[..., Any]:
     return importing
 
 
-def _load_artifact(data: bytes, kernels: _Kernels) -> Callable[..., Any]:
+def _load_artifact(data: bytes, sources: Sequence[str], kernels: _Kernels) -> Callable[..., Any]:
     kernels.put_files_back()
-    with tracing(TracingContext(inductor.new_fake_mode())), _served(kernels):
+    served = _served_kernels(kernels) if kernels.of_triton else _served_wrappers(sources, kernels)
+    with tracing(TracingContext(inductor.new_fake_mode())), served:
         return inductor.artifact_from_bytes(data)
 
 
 @contextlib.contextmanager
-def _served(kernels: _Kernels) -> Iterator[None]:
+def _served_kernels(kernels: _Kernels) -> Iterator[None]:
     """Inductor finds a bundle's kernels where it would look for a compiler; others it builds as ever."""
     from torch._inductor.async_compile import AsyncCompile
 
@@ -584,3 +650,31 @@ def _served(kernels: _Kernels) -> Iterator[None]:
     finally:
         AsyncCompile.cpp_pybinding = usual_cpp  # type: ignore[method-assign]
         AsyncCompile.triton = usual_triton  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _served_wrappers(sources: Sequence[str], kernels: _Kernels) -> Iterator[None]:
+    """Inductor has a bundle's wrappers made here, with the bundle's kernels; others it loads as ever.
+
+    Nothing is written to its cache folder and nothing that lies there is executed.
+    """
+    from torch._inductor.codecache import FxGraphCache
+
+    importlib.import_module("torch._inductor.debug")  # where a compiled graph's call looks
+    before = vars(FxGraphCache)["cache_hit_post_compile"]
+
+    def cache_hit_post_compile(graph: Any, cache_info: Any, constants: Any) -> Any:
+        if graph.source_code not in sources:
+            return before.__func__(graph, cache_info, constants)
+        file = f"<regional_inductor region {next(_numbers)}>"
+        module = _executed(graph.source_code, file, kernels, constants.unwrap(graph) or {})
+        graph.current_callable = module.call
+        graph.recursively_apply_fns = getattr(module, "recursively_apply_fns", None)
+        graph.compiled_fn_runner = getattr(module, "runner", None)
+        return graph, cache_info
+
+    FxGraphCache.cache_hit_post_compile = staticmethod(cache_hit_post_compile)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        FxGraphCache.cache_hit_post_compile = before  # type: ignore[method-assign]

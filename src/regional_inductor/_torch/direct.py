@@ -24,7 +24,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import Node
 
 from . import ops
-from .symbols import symbols_of
 from .versions import is_one_of
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
@@ -55,6 +54,10 @@ def refusal(module: torch.fx.GraphModule, options: Mapping[str, Any]) -> str:
 
 
 def _node_refusal(node: Node, module: torch.fx.GraphModule) -> str:
+    from .symbols import (
+        symbols_of,  # and sympy with it, which running a compiled region doesn't need
+    )
+
     value = node.meta.get("val")
     if symbols_of(value):
         return "has symbolic sizes"

@@ -8,6 +8,7 @@ recognise the boxed calling convention by this class), `GraphModule.__new__`'s o
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -122,6 +123,13 @@ def lazy_graph_module(
 
 def set_boxed(graph: torch.fx.Graph) -> None:
     graph.set_codegen(BoxedOrPositionalCodeGen())
+
+
+def is_boxed(compiled: Callable[..., Any]) -> bool:
+    """Whether a compiled region takes one list of arguments."""
+    return bool(getattr(compiled, "_boxed_call", False)) and not isinstance(
+        compiled, torch.fx.GraphModule
+    )
 
 
 def empty_like(graph: torch.fx.Graph) -> torch.fx.Graph:

@@ -106,6 +106,13 @@ def regional_output_code(module: torch.fx.GraphModule) -> Any:
     return RegionalOutputCode(module)
 
 
+def portable_code(module: torch.fx.GraphModule) -> Any:
+    """The stitched graph in a wrapper that AOTAutograd's results hold by a token."""
+    from .stitched_code import StitchedCode
+
+    return StitchedCode(module, module)
+
+
 def autograd_cache_forced() -> bool:
     import torch._functorch.config as functorch_config
 
@@ -174,6 +181,8 @@ _CODE_NEUTRAL = (
     "strict_autograd_cache",
     "bundled_autograd_cache",
     "autograd_cache_",
+    "bypass_autograd_cache_key",
+    "force_non_lazy_backward_lowering",
     "cache_key_tag",
     "debug",
     "verbose_progress",

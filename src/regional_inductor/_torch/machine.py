@@ -49,6 +49,17 @@ def one_gpu(number: int) -> dict[str, str]:
     return {"cuda": _gpu(number), "triton": _triton_version(), "driver": _driver_version()}
 
 
+def device_models(kinds: frozenset[str]) -> dict[str, str]:
+    """The models of accelerator of some kinds here, however many there are, and their compiler."""
+    found: dict[str, str] = {}
+    if "cuda" in kinds and torch.cuda.is_available():
+        models = sorted({_gpu(index) for index in range(torch.cuda.device_count())})
+        found["cuda"] = "; ".join(models)
+        found["triton"] = _triton_version()
+        found["driver"] = _driver_version()
+    return found
+
+
 @cache
 def _gpu(index: int) -> str:
     properties: Any = torch.cuda.get_device_properties(index)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 
@@ -19,6 +20,20 @@ def is_same_operator(target: Any, wanted: Any) -> bool:
     if isinstance(wanted, OpOverloadPacket) and isinstance(target, OpOverload):
         return target.overloadpacket is wanted
     return target is wanted
+
+
+def operator_path(operator: Any) -> str:
+    """Where `operator_named` finds an operator again, also in another process."""
+    if isinstance(operator, HigherOrderOperator):
+        return f"higher_order.{operator.name()}"  # type: ignore[no-untyped-call]
+    return str(operator)
+
+
+def operator_named(path: str) -> Any:
+    found: Any = torch.ops
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def target_name(target: Any) -> str:

@@ -12,12 +12,17 @@ import torch
 import torch.fx
 from torch._guards import TracingContext, detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import Node
 
 from .ops import attribute
 
 MISSING = object()
+
+
+def _new_mode() -> FakeTensorMode:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
 
 def recorded_value(node: Node) -> Any:
@@ -58,10 +63,10 @@ def known_values(module: torch.fx.GraphModule, example_inputs: Sequence[Any]) ->
     mode = fake_mode_of(values.values())
     for node, value in values.items():
         if isinstance(value, torch.Tensor) and not is_fake(value):
-            mode = mode or FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+            mode = mode or _new_mode()
             values[node] = mode.from_tensor(value, static_shapes=True)
     if missing:
-        mode = mode or FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        mode = mode or _new_mode()
         _Propagation(module, values, mode).propagate()
     return values
 

@@ -19,13 +19,14 @@ from torch.fx.node import Node
 from .. import progress
 from .._torch import cudagraphs, dynamo, generated, trace, whole_libraries, workers
 from .._torch.affine_strides import quick_strides
+from .._torch.fx import is_boxed
 from .._torch.kernel_batches import KernelBatch, RegionKernels, kernel_batch
 from ..cache import memory
 from ..call_recording import record_call, recording_findings
 from ..errors import RegionCompileError, RegionError, RegionWarning
 from ..exactness import NotEqualToEagerError, check_equal_to_eager
 from ..region_backends import BACKENDS as _BACKENDS
-from ..region_backends import is_boxed, is_exact, lock, may_share_a_compiler_run
+from ..region_backends import is_exact, lock, may_share_a_compiler_run
 from ..region_requests import RegionRequest, requests_of
 from ..region_store import loaded_or_compiled
 from ..regions import Compiled, CompiledGraph, CompiledRegion, Finding, Outlined, Settings
