@@ -402,6 +402,22 @@ def test_a_tensor_that_is_no_argument_is_an_error(path):
 # --- what can't be saved --------------------------------------------------------------------------
 
 
+COUNT = 0
+
+
+def counted(x):
+    global COUNT
+    COUNT += 1
+    return x + 1
+
+
+def test_assigning_a_global_is_an_error(path):
+    function = ri.compile(counted, region_backend="eager")
+    function(torch.ones(3))
+    with pytest.raises(ri.SaveError, match="it assigns the global variable COUNT"):
+        function.save(path)
+
+
 def test_nothing_compiled_yet_is_an_error(path):
     model = compiled_block()
     with pytest.raises(ri.SaveError, match="nothing has been compiled yet") as raised:
@@ -451,7 +467,8 @@ def test_a_module_of_torch_s_own_is_an_error(path):
 
 def test_a_model_captured_in_blocks_is_an_error(path):
     model = ri.compile(Stack(), region_backend="eager", capture="blocks")
-    model(torch.ones(4, 8))
+    with torch.no_grad():
+        model(torch.ones(4, 8))
     with pytest.raises(ri.SaveError, match="captured block by block") as raised:
         model.save(path)
     assert 'capture="model"' in raised.value.hint

@@ -13,6 +13,7 @@ Checked on torch 2.11 and 2.13: `convert_frame.fullgraph_capture` and `get_trace
 from __future__ import annotations
 
 import contextlib
+import dis
 import inspect
 import re
 import types
@@ -146,6 +147,9 @@ def capture(
                 compile_graph(given.graph_module, given.example_inputs)
             )
         traced, _ = convert_frame.get_traced_fn(function)
+        # What AOTAutograd found out: which inputs are one tensor, and whose memory overlaps. Torch's own
+        # path loses these.
+        captured.output_graph._aotautograd_guards.extend(context.guards_context.aotautograd_guards)
         scope = {
             "L": dict(captured.output_graph.local_scope),
             "G": captured.output_graph.global_scope,
@@ -184,6 +188,10 @@ _INSTALLED = re.compile(r"__.*_\d+(_c\d+)?$")  # names of what Dynamo put among 
 def _environment(captured: Any, variables: Mapping[str, Any]) -> Any:
     """What the bytecode needs besides the arguments, such that another process has it as well."""
     environment = captured.get_runtime_env()
+    for instruction in dis.get_instructions(environment.bytecode):
+        if instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            # Loaded, it would write to a dict of its own.
+            raise NotCapturedError(f"it assigns the global variable {instruction.argval}")
     for name in environment.external_refs - {
         *environment.used_globals,
         *environment.import_sources,
