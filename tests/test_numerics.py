@@ -409,6 +409,22 @@ def test_inductors_own_lowering_and_others_are_candidates_where_there_are_no_for
     assert "`aten.cumsum.default` isn't computed element by element" in finding.message
 
 
+def test_an_operator_that_no_trial_can_call_stays_eager_and_is_named(unproven, monkeypatch):
+    def refuse(*_):
+        raise ValueError("sizes must be even")
+
+    monkeypatch.setattr(exact_trials, "alone", refuse)
+
+    @ri.region("some", numerics="eager")
+    def f(x):
+        return x.sin()
+
+    compiled = ri.compile(f, on_error="raise")
+    compiled(torch.ones(3))
+    (finding,) = [f for f in compiled.report.findings if f.kind == "fallback"]
+    assert "can't be tried by itself: ValueError: sizes must be even" in finding.message
+
+
 def test_a_dry_run_tries_nothing(unproven, monkeypatch):
     def refuse(*_):
         raise AssertionError("a dry run compiles")

@@ -56,11 +56,13 @@ def left_eager_after_trials(nodes: Iterable[Node], settings: Settings) -> dict[N
 def _try(nodes: Sequence[Node], settings: Settings) -> None:
     """Find the first candidate of each operator that equals eager."""
     mode = new_fake_mode()
-    standing = {node: exact_trials.alone(node, mode) for node in nodes}
-    tried = {
-        node: [a for a in exact_trials.attempts(call) if exact_trials.fits(a)]
-        for node, call in standing.items()
-    }
+    tried: dict[Node, list[Attempt]] = {}
+    for node in nodes:
+        try:
+            call = exact_trials.alone(node, mode)
+            tried[node] = [a for a in exact_trials.attempts(call) if exact_trials.fits(a)]
+        except Exception as error:  # noqa: BLE001 - it may ask for sizes that a trial doesn't have
+            exact_trials.decide(node, Verdict(f"can't be tried by itself: {_told(error)}"))
     reasons = _reasons([a for attempts in tried.values() for a in attempts], settings)
     for node, attempts in tried.items():
         equal = [a for a in attempts if not reasons[a]]
@@ -71,8 +73,15 @@ def _try(nodes: Sequence[Node], settings: Settings) -> None:
             exact_trials.decide(node, Verdict(reasons[attempts[-1]]))
 
 
+def _told(error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
 def _reasons(attempts: Sequence[Attempt], settings: Settings) -> dict[Attempt, str]:
     """For each attempt what differs from eager; what can't be compiled is looked for by halving."""
+    if not attempts:
+        return {}
     module, owners = exact_trials.in_one_graph(attempts)
     try:
         compiled = lowered_exactly(module, {}, settings)

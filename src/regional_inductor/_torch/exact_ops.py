@@ -97,8 +97,9 @@ def needs_trial(node: Node) -> bool:
     capability = torch.backends.cpu.get_cpu_capability()
     if torch._C.has_mkl and (_version(), capability) in PROVEN:
         return False
-    composed = str(node.target) in _TUPLES or exact_expansions.has_expansion(node)
-    return composed or exact_form(node) is not None
+    if exact_expansions.has_expansion(node):
+        return False  # no operand of any other size would do; it is tried with its region
+    return str(node.target) in _TUPLES or exact_form(node) is not None
 
 
 def _version() -> tuple[int, ...]:
