@@ -83,6 +83,48 @@ def test_it_counts_regions_and_names_the_one_in_hand(terminal):
             terminal.wait_for("2/3 0:00:00 C++ of 2 regions")
 
 
+def test_a_region_that_waits_for_the_compilers_is_not_done(terminal):
+    with compiling(terminal, 2):
+        for name in ("norm", "rope"):
+            with progress.in_hand(name) as step:
+                terminal.wait_for(f"0/2 0:00:00 {name}")
+                step.done, step.waiting = 0, 1
+        with progress.in_hand("compilers, 2 regions", 2) as step:
+            step.waiting = -2
+            terminal.wait_for("0/2 0:00:00 compilers, 2 regions")
+        with progress.in_hand("the rest", 0):
+            terminal.wait_for("2/2 0:00:00 the rest")
+
+
+@pytest.mark.inductor
+def test_a_batch_counts_its_regions_when_their_compilers_are_done(ri, terminal, monkeypatch):
+    @ri.region("sines")
+    def sines(x):
+        return x.sin() * 5 + 3
+
+    @ri.region("cosines")
+    def cosines(x):
+        return x.cos() * 7 + 3
+
+    said = []
+    usual = progress._Line.refresh
+
+    def refresh(line):
+        usual(line)
+        said.append((line.in_hand, line.done, line.waiting))
+
+    monkeypatch.setattr(progress._Line, "refresh", refresh)
+    compiled = ri.compile(lambda x: sines(cosines(x) @ x))
+    with (
+        contextlib.redirect_stderr(terminal.file),
+        torch._inductor.config.patch(fx_graph_cache=False),
+    ):
+        compiled(torch.ones(5, 5))
+    assert said[0] == ("cosines", 0, 0)
+    assert ("compilers, 2 regions", 0, 2) in said
+    assert said[-1] == ("compilers, 2 regions", 2, 0)
+
+
 def test_it_is_gone_at_the_end_and_the_cursor_is_back(terminal):
     compile_for_a_while(terminal)
     print("the user's next line", file=terminal.file)

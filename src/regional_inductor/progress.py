@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 _DELAY = 1.0
@@ -39,24 +40,37 @@ def compiling(total: int | None = None) -> Iterator[None]:
         line.close()
 
 
+@dataclass
+class Step:
+    """Something in hand: how many regions are done when it is, and how many then wait for another step."""
+
+    done: int
+    waiting: int = 0
+
+
 @contextlib.contextmanager
-def in_hand(what: str, regions: int = 1) -> Iterator[None]:
+def in_hand(what: str, regions: int = 1) -> Iterator[Step]:
     """Say what is being compiled.
 
     Args:
         what: A region's name, or a step that is for several regions.
         regions: How many regions are done when this is.
+
+    Yields:
+        The step, which may turn out to leave its region waiting for a later one.
     """
+    step = Step(regions)
     line: _Line | None = getattr(_local, "line", None)
     if line is None:
-        yield
+        yield step
         return
     line.in_hand = what
     line.refresh()
     try:
-        yield
+        yield step
     finally:
-        line.done += regions
+        line.done += step.done
+        line.waiting += step.waiting
         line.refresh()
 
 
@@ -77,6 +91,7 @@ class _Line:
     def __init__(self, total: int | None) -> None:
         self.total = total
         self.done = 0
+        self.waiting = 0
         self.in_hand = ""
         self._display: Any = None
         self._closed = False
@@ -102,7 +117,7 @@ class _Line:
         of = "" if self.total is None else f"/{self.total}"
         return {
             "total": self.total,
-            "completed": self.done,
+            "completed": self.done + self.waiting / 2,
             "count": f"{self.done}{of}",
             "what": self.in_hand,
         }

@@ -135,7 +135,9 @@ def _compile_batch(
         started = time.perf_counter()
         waiting = [one for one in lowered if one.kernels is not None and one.kernels.waits]
         if waiting:
-            with progress.in_hand(f"compilers, {len(waiting)} regions", regions=0):
+            what = f"compilers, {len(waiting)} region" + ("s" if len(waiting) > 1 else "")
+            with progress.in_hand(what, len(waiting)) as step:
+                step.waiting = -len(waiting)
                 batch.build()
         share = (time.perf_counter() - started) / max(len(waiting), 1)
         return {one.request.key: _finish(one, settings, share) for one in lowered}
@@ -166,7 +168,7 @@ def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch | None
     else:
         own_kernels = batch.region(request.options)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(progress.in_hand(call.name))
+        step = stack.enter_context(progress.in_hand(call.name))
         stack.enter_context(trace.region(f"{call.submodule}_{call.direction}", request.module))
         try:
             with (
@@ -179,6 +181,8 @@ def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch | None
                     request.module, request.options, call, settings
                 )
             lowered.kernels, lowered.steps = kernels, steps.seconds
+            if kernels is not None and kernels.waits:
+                step.done, step.waiting = 0, 1
         except (RegionError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # whatever else a compiler raises is this region's failure
