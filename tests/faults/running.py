@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -80,7 +81,7 @@ class Subject:
         }
 
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-        options = {key: more.pop(key) for key in ("user", "start_new_session") if key in more}
+        options = {key: more.pop(key) for key in ("preexec_fn", "start_new_session") if key in more}
         return subprocess.Popen(
             [sys.executable, "-m", "tests.faults.subject", *arguments],
             env=self.environment(**more),
@@ -101,6 +102,17 @@ class Subject:
         while not (self.folder / "compiling").exists():
             assert time.monotonic() < deadline, "no compiler was started"
             time.sleep(0.02)
+
+
+def give_up_roots_rights() -> None:
+    """To be called in a child before it runs its program: root may write everywhere, and now it may not."""
+    libc = ctypes.CDLL(None)
+    for capability in _RIGHTS:
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # says no to other users, who have none
+
+
+_PR_CAPBSET_DROP = 24
+_RIGHTS = (1, 2, 3)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 
 
 def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
