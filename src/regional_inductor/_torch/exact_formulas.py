@@ -272,7 +272,7 @@ GELU = Formula(
 """With `erf`, where eager doesn't call oneDNN (`exact_gelu.py`)."""
 GELU_BACKWARD = Formula(
     f"V cdf = V(.5f) * (V(1) + (b * V({_ROOT_HALF})).erf());"
-    f" V density = V({_GELU_DENSITY}) * (b * b * V(-.5f)).exp(); return a * (cdf + b * density);",
+    f" V density = V({_GELU_DENSITY}) * (b * b * V(-.5f)).exp(); return a * fmadd(b, density, cdf);",
     f"float cdf = .5f * (1.f + std::erf(b * {_ROOT_HALF}));"
     f" float density = {_GELU_DENSITY} * std::exp(b * b * -.5f);"
     " return a * (cdf + b * density);",
