@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import regional_inductor as ri
 from regional_inductor import op_trials
@@ -408,6 +409,28 @@ def test_inductors_own_lowering_and_others_are_candidates_where_there_are_no_for
     assert choices["aten.neg.default"] == choices["aten.abs.default"] == 1
     (finding,) = [f for f in compiled.report.findings if f.kind == "fallback"]
     assert "`aten.cumsum.default` isn't computed element by element" in finding.message
+
+
+def test_an_operator_of_single_numbers_only_is_tried_on_many(unproven):
+    graph = torch.fx.Graph()
+    mode = FakeTensorMode()
+    x, y, row = (graph.placeholder(name) for name in "xyr")
+    with mode:
+        x.meta["val"], y.meta["val"], row.meta["val"] = (
+            torch.ones(()),
+            torch.ones(()),
+            torch.ones(5),
+        )
+        alone, mixed = (
+            graph.call_function(torch.ops.aten.hypot.default, (x, other)) for other in (y, row)
+        )
+        alone.meta["val"], mixed.meta["val"] = torch.ones(()), torch.ones(5)
+    shapes = [
+        [operand.meta["val"].dim() for operand in exact_trials.alone(node, mode).all_input_nodes]
+        for node in (alone, mixed)
+    ]
+    assert shapes == [[1, 1], [0, 1]]
+    assert exact_trials.signature(alone) != exact_trials.signature(mixed)
 
 
 def test_an_operator_that_no_trial_can_call_stays_eager_and_is_named(unproven, monkeypatch):

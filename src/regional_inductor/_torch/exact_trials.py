@@ -57,12 +57,13 @@ def forget() -> None:
 def signature(node: Node) -> Hashable:
     """What a trial of a node holds for: its operator, types and constants, and what is a single number."""
     places: dict[Node, int] = {}
+    singles = _single_numbers(node)
 
     def described(argument: Any) -> Any:
         if isinstance(argument, Node):
             value = argument.meta["val"]
             known = places.setdefault(argument, len(places))
-            return known, str(value.dtype), value.dim() == 0
+            return known, str(value.dtype), argument in singles
         if isinstance(argument, (list, tuple)):
             return tuple(described(item) for item in argument)
         return repr(argument)
@@ -75,6 +76,13 @@ def signature(node: Node) -> Hashable:
         described(node.args),
         tuple((name, described(item)) for name, item in sorted(node.kwargs.items())),
     )
+
+
+def _single_numbers(node: Node) -> set[Node]:
+    """Operands of one number, next to others that have more; where all are, a trial takes many."""
+    operands = node.all_input_nodes
+    singles = {operand for operand in operands if operand.meta["val"].dim() == 0}
+    return set() if len(singles) == len(operands) else singles
 
 
 def verdict(node: Node) -> Verdict | None:
@@ -148,10 +156,11 @@ def alone(node: Node, mode: Any) -> Node:
     """An operator in a graph of its own, over operands of the size that trials have."""
     graph = torch.fx.Graph()
     operands = {}
+    singles = _single_numbers(node)
     with mode:
         for operand in node.all_input_nodes:
             value = operand.meta["val"]
-            shape = () if value.dim() == 0 else (ELEMENTS[value.device.type],)
+            shape = () if operand in singles else (ELEMENTS[value.device.type],)
             operands[operand] = graph.placeholder("operand")
             operands[operand].meta["val"] = torch.empty(
                 shape, dtype=value.dtype, device=value.device
