@@ -179,7 +179,7 @@ def damages(tmp_path):
     yield "longer", whole + b"\x00"
     yield "another key's", entry(OTHER).to_bytes()
     yield "a pickle", pickle.dumps(Malicious(tmp_path / "ran"))
-    yield "of another schema", whole.replace(b'"schema": 1', b'"schema": 2')
+    yield "of another schema", whole.replace(b'"schema": 2', b'"schema": 3')
 
 
 @pytest.mark.parametrize("number", range(7))
@@ -207,11 +207,33 @@ def test_no_changed_bit_goes_unseen():
 
 
 def test_a_whole_entry_of_another_schema_is_said_to_be_one(monkeypatch):
-    monkeypatch.setattr("regional_inductor.entry.SCHEMA", 2)
+    monkeypatch.setattr("regional_inductor.entry.SCHEMA", 3)
     newer = entry().to_bytes()
     monkeypatch.undo()
-    with pytest.raises(DamagedError, match="its schema is 2, not 1"):
+    with pytest.raises(DamagedError, match="its schema is 3, not 2"):
         Entry.from_bytes(newer, KEY)
+
+
+def test_a_part_that_grows_beyond_what_is_announced_is_refused(monkeypatch):
+    import zlib
+
+    usual = zlib.compress
+    monkeypatch.setattr(
+        "regional_inductor.entry.zlib.compress", lambda part, level: usual(bytes(1 << 24), level)
+    )
+    bomb = entry().to_bytes()
+    monkeypatch.undo()
+    assert len(bomb) < 1 << 18
+    with pytest.raises(DamagedError, match="not as long as it is said to be"):
+        Entry.from_bytes(bomb, KEY)
+
+
+def test_regions_that_share_a_library_take_less_than_a_copy_each(store):
+    library = b"".join(number.to_bytes(4, "big") for number in range(20_000))
+    for number in range(4):
+        store.put(Entry(f"{number:064}", {}, {"library": library}))
+    assert sum(stored.size for stored in store.entries()) < 2 * len(library)
+    assert store.get(f"{0:064}").parts["library"] == library
 
 
 def test_a_symbolic_link_is_not_followed(store, tmp_path):
@@ -266,7 +288,7 @@ def test_sealed_entries_are_believed_wherever_they_lie(shared):
         Seal(b"l" * 32).close(KEY, entry().to_bytes()),
         Seal(b"k" * 32).close(OTHER, entry(OTHER).to_bytes()),
         Seal(b"k" * 32).close(KEY, entry().to_bytes())[:-1],
-        Seal(b"k" * 32).close(KEY, entry().to_bytes()).replace(b"body", b"evil"),
+        Seal(b"k" * 32).close(KEY, entry().to_bytes()).replace(b"mlp", b"mlq"),
         Seal(b"k" * 32).close(KEY, entry(OTHER).to_bytes()),
     ],
     ids=["unsealed", "another secret", "replayed", "cut short", "tampered", "swapped within"],

@@ -100,6 +100,30 @@ def test_a_region_of_symbolic_sizes_is_loaded_with_the_guards_of_its_compile(tmp
     assert second["values"] == first["values"]
 
 
+EXACT = """
+def main():
+    @ri.region("exact", numerics="eager")
+    def exact(x):
+        return torch.nn.functional.silu(x) * torch.nn.functional.layer_norm(x, (32,))
+
+    x = torch.randn(16, 32)
+    out = ri.compile(exact)(x)
+    assert torch.equal(out, exact(x))
+    return [out]
+"""
+
+
+@pytest.mark.inductor
+def test_a_region_that_gives_eager_s_bits_is_loaded_and_still_does(tmp_path):
+    variables = stores.environment(tmp_path / "store", stores.shared_inductor_cache())
+    first = stores.run(EXACT, variables)
+    second = stores.run(
+        EXACT, stores.environment(tmp_path / "store", tmp_path / "empty", **WITHOUT_A_COMPILER)
+    )
+    assert (first["statuses"], second["statuses"]) == (["compiled"], ["disk"])
+    assert (second["generated"], second["compilers"]) == (0, 0)
+
+
 CUSTOM = """
 @torch.library.custom_op("tests::scaled", mutates_args=())
 def scaled(x: torch.Tensor) -> torch.Tensor:

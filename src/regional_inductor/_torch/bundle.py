@@ -21,6 +21,7 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import ctypes
 import hashlib
 import importlib
 import importlib.machinery
@@ -85,6 +86,9 @@ def dump(compiled: Any) -> Parts:
         described["form"] = "graph"
         source, described["aligned"] = _graph_source(compiled)
         parts["graph"] = source.encode()
+        for name, constant in (getattr(compiled, "constants", None) or {}).items():
+            described.setdefault("constants", {})[name], data = _constant(constant)
+            parts[f"constant {name}"] = data
     else:
         described["form"] = "artifact"
         if triton and not inductor.bundles_triton():
@@ -189,6 +193,7 @@ def check(parts: Mapping[str, bytes]) -> None:
         wanted = {described["form"]}
         libraries = {kernel["library"] for kernel in described["kernels"].values()}
         files = dict(described.get("triton", {}).get("files", {}))
+        wanted |= {f"constant {name}" for name in described.get("constants", {})}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the bundle doesn't describe itself: {error}") from error
     wanted |= {f"library {digest}" for digest in libraries} | {f"triton {path}" for path in files}
@@ -312,7 +317,6 @@ def _graph_source(graph: Any) -> tuple[str, list[int]]:
     That is all there is to such a graph; the copying is what Inductor wraps around it.
     """
     for name in (
-        "constants",
         "frozen_param_names",
         "torchbind_constants",
         "opaque_value_type_classes",
@@ -333,6 +337,49 @@ def _graph_source(graph: Any) -> tuple[str, list[int]]:
     if home is None or home != _module_of(graph.source_code).__file__:
         raise NotBundledError("something is wrapped around its call")
     return str(graph.source_code), aligned
+
+
+def _constant(value: Any) -> tuple[dict[str, Any], bytes]:
+    """A tensor that Inductor put beside the code: its description, and the memory that it spans."""
+    if (
+        type(value) is not torch.Tensor
+        or value.layout is not torch.strided
+        or value.device.type != "cpu"
+        or value.is_quantized
+        or value.is_conj()
+        or value.is_neg()
+        or value.requires_grad
+    ):
+        raise NotBundledError(f"it has a constant of a kind that isn't known, a {_kind(value)}")
+    spanned = value.as_strided((_span(value.shape, value.stride()),), (1,))
+    data = ctypes.string_at(spanned.data_ptr(), spanned.nbytes) if spanned.nbytes else b""
+    dtype = str(value.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "shape": list(value.shape), "stride": list(value.stride())}, data
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{type(value).__name__} on {value.device}, {value.layout}"
+    return type(value).__name__
+
+
+def _constant_from(described: Mapping[str, Any], data: bytes) -> torch.Tensor:
+    dtype, shape = getattr(torch, described["dtype"]), described["shape"]
+    if not data:
+        return torch.empty_strided(shape, described["stride"], dtype=dtype)
+    # Cloned, since memory of torch's own is aligned.
+    return (
+        torch.frombuffer(bytearray(data), dtype=dtype)
+        .clone()
+        .as_strided(shape, described["stride"])
+    )
+
+
+def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """From a tensor's first element to its last, both included."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
 def _triton_kernels_in(compiled: Any) -> Mapping[str, Any]:
@@ -417,6 +464,10 @@ class _Kernels:
         self._triton = described.get("triton")
         self._parts = parts
         self.aligned: list[int] = described.get("aligned", [])
+        self.constants = {
+            name: _constant_from(constant, parts[f"constant {name}"])
+            for name, constant in described.get("constants", {}).items()
+        }
         self.triton_kernels: dict[str, Any] = {}
 
     @property
@@ -508,7 +559,7 @@ class LoadedGraph:
 def _load_graph(parts: Mapping[str, bytes], kernels: _Kernels, name: str) -> LoadedGraph:
     source = parts["graph"].decode()
     kernels.put_files_back()
-    call = _executed(source, f"<regional_inductor region {name}>", kernels, {}).call
+    call = _executed(source, f"<regional_inductor region {name}>", kernels, kernels.constants).call
     if kernels.aligned:
         from torch._inductor.utils import align_inputs_from_check_idxs
         from torch.utils._ordered_set import OrderedSet
@@ -525,9 +576,9 @@ def _executed(
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     module = types.ModuleType(f"regional_inductor.loaded_{next(_numbers)}")
     module.__file__ = file
-    vars(module).update(attributes)
     vars(module)["__builtins__"] = {**vars(builtins), "__import__": _importing(kernels)}
     exec(compile(source, file, "exec"), vars(module))
+    vars(module).update(attributes)  # only now: the code sets their names to None
     return module
 
 
