@@ -79,3 +79,11 @@ def test_truly_compiled_regions_give_the_same_gradients(ranks, collectives):
     for rank in ranks.run(compare, "tensor parallel", {"collectives": collectives}):
         assert rank["error"] < 1e-6
         assert rank["compiles"] == rank["keys"] < len(rank["regions"])
+
+
+def test_blocks_captured_by_themselves_give_the_same_gradients(way, ranks):
+    for rank in ranks.run(compare, way, {"region_backend": "eager", "capture": "blocks"}):
+        assert rank["error"] == 0.0
+        assert rank["gradients"] == 9 * LAYERS + 2
+        assert {direction for _, direction in rank["regions"]} == {"forward", "backward"}
+        assert any("silu" in op for op in rank["in regions"])
