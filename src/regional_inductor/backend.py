@@ -183,8 +183,9 @@ def run_pass(
                 report.environment,
             )
             report.code.update(code_of(product))
-            report.findings += product.findings
-            report.findings += findings_of(partitioned, graphs, settings)
+            found = (*product.findings, *findings_of(partitioned, graphs, settings))
+            # What another capture of the same code found already is said once.
+            report.findings += [finding for finding in found if finding not in report.findings]
 
     pipeline.run(gm, example_inputs, settings, stages=stages, observer=observe)
     report.graphs[before:] = with_times(report.graphs[before:], trace)

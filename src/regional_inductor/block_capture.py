@@ -50,7 +50,9 @@ class _Entries:
         self.path = path
         self.kind = kind  # None for a function
         self.is_block = is_block
-        self.strangers = 0  # modules that nothing compiled before served
+        self.places: list[_Place] = []
+        self.apart = False  # whether each module is compiled by itself
+        self._strangers = 0  # modules that nothing compiled before served
         self._capture = capture
         self._shared: dict[str, _Entry] = {}
 
@@ -61,6 +63,19 @@ class _Entries:
 
     def new(self) -> _Entry:
         return _Entry(self._capture, self)
+
+    def was_called_first(self, compiled: bool) -> None:
+        """Count modules whose first call compiled something; many of them are better off alone.
+
+        Dynamo would run all of them eagerly at its limit of compiles for one code object. Those that
+        were served so far move too: in other modes they'd fill up the limit for each other.
+        """
+        self._strangers += compiled
+        if not self.apart and self._strangers >= max(2, in_place.recompile_limit() // 2):
+            self.apart = True
+            for place in self.places:
+                place.chosen.clear()
+            self._capture.tell_of_strangers(self)
 
 
 class _Entry:
@@ -96,8 +111,9 @@ class _Place:
         self.module = module
         self.entries = entries
         self.before = in_place.compiled_call(module)
+        self.chosen: dict[str, _Entry] = {}
+        entries.places.append(self)
         self._plain = not entries.is_block and is_torchs_own(module)
-        self._chosen: dict[str, _Entry] = {}
         self._last: Any = _UNMARKED  # the mark around the latest call of a forward pass
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,22 +134,20 @@ class _Place:
         if self._plain and mark is _UNMARKED and "forward" not in self.module.__dict__:
             return in_place.call_uncompiled(self.module, args, kwargs)
         key = _text_of(mark)
-        entry = self._chosen.get(key)
+        entry = self.chosen.get(key)
         if entry is None:
             return self._first_call(key, args, kwargs)
         return self.capture.run(entry, self.module, args, kwargs)
 
     def _first_call(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         entries = self.entries
-        alone = entries.strangers >= max(1, in_place.recompile_limit() // 2)
-        if alone:
-            self.capture.tell_of_strangers(entries)
-        entry = self._chosen[key] = entries.new() if alone else entries.shared(key)
+        entry = self.chosen[key] = entries.new() if entries.apart else entries.shared(key)
         before = entry.compiles
         try:
             return self.capture.run(entry, self.module, args, kwargs)
         finally:
-            entries.strangers += entry.compiles > before
+            if not entries.apart:
+                entries.was_called_first(entry.compiles > before)
 
 
 class _RootCall:
@@ -323,7 +337,7 @@ class BlockCapture:
         finding = Finding(
             "blocks",
             f"the modules {entries.path} are built alike, and Dynamo's guards tell them apart all the "
-            "same: from here on each is captured by itself",
+            "same: each is captured by itself",
             remedy="TORCH_LOGS=recompiles says which guard it is; often a number or an object that "
             "each block holds one of its own of",
         )

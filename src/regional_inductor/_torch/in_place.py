@@ -20,7 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 _CALL = "_compiled_call_impl"
 _NUMBERS = itertools.count()
-_NO_WORK = ("aten.empty", "aten.new_empty")  # checkpointing makes one around each call on torch 2.11
+_NO_WORK = (
+    "aten.empty",
+    "aten.new_empty",
+)  # checkpointing makes one around each call on torch 2.11
 
 
 def compiled_call(module: nn.Module) -> Any:
