@@ -396,4 +396,16 @@ def test_the_demos_model_is_explained_on_the_command_line_and_its_page_opens(
     assert printed.startswith(headline)
     rows = page.find_elements("css selector", "#regions tbody tr")
     assert headline.startswith(f"{len(rows)} regions, ")
-    assert page.execute_script("return picture.nodes().length") > 1
+    in_view = """
+    const [width, height] = [picture.width(), picture.height()];
+    return picture.nodes().filter((node) => {
+      const box = node.renderedBoundingBox({ includeLabels: false });
+      return box.x1 > 0 && box.y1 > 0 && box.x2 < width && box.y2 < height;
+    }).map((node) => node.data('label').split('\\n')[0]);
+    """
+    seen = page.execute_script(in_view)
+    assert "embedding.default" in seen  # where the model begins, not the middle of nowhere
+    assert {"norm", "rope"} <= set(seen)
+    assert page.find_element("css selector", "#regions td.source").text.startswith(
+        "demo_worker.py:"
+    )

@@ -41,6 +41,7 @@ _C = TypeVar("_C", bound=Callable[..., Any])
 
 _SWITCH = "_regional_inductor_switch"
 _PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_DEMO = _PACKAGE_FOLDER + "demo_worker.py"  # marks a model as any user does
 _LOST_CAPTURES: set[str] = set()  # kinds of capture for which the warning was given
 
 
@@ -310,10 +311,11 @@ def marks_are_recorded(value: Value) -> bool:
 
 
 def caller_line() -> str:
-    """``file:line`` of the nearest frame outside this package."""
+    """``file:line`` of the nearest frame outside this package, or in the demo."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
-        if not os.path.abspath(frame.f_code.co_filename).startswith(_PACKAGE_FOLDER):
+        file = os.path.abspath(frame.f_code.co_filename)
+        if not file.startswith(_PACKAGE_FOLDER) or file == _DEMO:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

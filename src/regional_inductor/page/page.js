@@ -256,8 +256,8 @@ function draw(fit = true) {
   goAround();
   if (fit && picture.zoom() < 0.55) { // too small to read: show the beginning, the rest is a drag away
     picture.zoom(0.75);
-    const around = picture.elements().boundingBox();
-    picture.pan({ x: picture.width() / 2 - 0.75 * (around.x1 + around.w / 2), y: 20 - 0.75 * around.y1 });
+    const first = picture.nodes(":childless").min((node) => node.boundingBox().y1).ele;
+    picture.pan({ x: picture.width() / 2 - 0.75 * first.position("x"), y: 20 - 0.75 * first.boundingBox().y1 });
   }
 }
 function list() {
