@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
+import torch
 from support import stores
+
+from regional_inductor import region_store
+from regional_inductor.entry import Entry
 
 # Forward and backward, an id'd region with a constant, and an operator of a library around which code is generated.
 MODEL = """
@@ -197,3 +204,37 @@ def test_two_processes_at_once_compile_each_region_once(tmp_path):
         sorted(results[0]["statuses"] + results[1]["statuses"]) == ["compiled"] * 3 + ["disk"] * 3
     )
     assert results[0]["values"] == results[1]["values"]
+
+
+class OneEntry:
+    """A store with one entry, which can't be loaded."""
+
+    def __init__(self, **described):
+        bundle = {"form": "graph", "kernels": {}, **described}
+        self.entry = Entry("s", {}, {"bundle": json.dumps(bundle).encode()})
+        self.rejected = []
+
+    def get(self, key):
+        return self.entry
+
+    def reject(self, key, why):
+        self.rejected.append(key)
+
+
+@pytest.mark.parametrize(
+    ("described", "rejected"),
+    [({}, ["s"]), ({"triton": {"files": {}, "choices": {}, "device": 0}}, [])],
+    ids=["on the CPU", "of Triton"],
+)
+def test_an_entry_that_can_not_be_loaded_is_a_miss_and_stays_where_the_gpu_may_be_why(
+    described, rejected
+):
+    store = OneEntry(**described)
+    graph = torch.fx.Graph()
+    graph.output(())
+    request = SimpleNamespace(
+        key="k", options={}, sizes={}, module=torch.fx.GraphModule(torch.nn.Module(), graph)
+    )
+    supply = region_store._Supply({"k": ("s",)}, None, store, None)
+    assert supply.from_disk([request]) == {}
+    assert store.rejected == rejected

@@ -89,6 +89,17 @@ def test_show_takes_the_beginning_of_a_key(filled, capsys):
     assert "the generated code" in run(capsys, "show", "a1", "--code")[1]
 
 
+def test_show_says_what_a_region_assumes_of_sizes_and_sums_up_triton_s_files(store, capsys):
+    whole = entry(KEY, "swiglu")
+    files = {f"triton {'K' * 52}/add.{kind}": bytes(1024) for kind in ("cubin", "ptx")}
+    store.put(Entry(KEY, whole.about, {**whole.parts, "guards": b"2 <= L['t0']", **files}))
+    out = run(capsys, "show", "a1")[1]
+    assert "holds where" in out
+    assert "2 <= L['t0']" in out
+    assert "2, 2.0 KiB" in out
+    assert "cubin" not in out
+
+
 @pytest.mark.parametrize(
     ("prefix", "message"), [("", "2 entries begin with ''"), ("ff", "no entry begins with 'ff'")]
 )

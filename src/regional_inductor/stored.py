@@ -89,12 +89,24 @@ def details(disk: Disk, prefix: str, *, code: bool = False) -> str:
         ("made", f"{_ago(made)} ago" if made else ""),
         ("used", f"{_ago(stored.used)} ago"),
         *_flat(about),
-        *((f"part {name[:20]}", _size(len(part))) for name, part in entry.parts.items()),
+        *_parts_of(entry),
     ]
     text = as_text(table((("", False), ("", False)), lines))
     if code:
         text += "\n\n" + "\n\n".join(bundle.sources(entry.parts))
     return text
+
+
+def _parts_of(entry: Entry) -> Iterator[tuple[str, str]]:
+    """What an entry consists of; a line for all files of Triton's, of which a kernel has eight."""
+    triton = [part for name, part in entry.parts.items() if name.startswith("triton ")]
+    for name, part in entry.parts.items():
+        if name == "guards":
+            yield "holds where", part.decode()
+        elif not name.startswith("triton "):
+            yield f"part {name[:20]}", _size(len(part))
+    if triton:
+        yield "parts for Triton", f"{len(triton)}, {_size(sum(map(len, triton)))}"
 
 
 def verified(disk: Disk, *, remove: bool = False) -> tuple[str, int]:
