@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 import regional_inductor as ri
 from regional_inductor import disk, saved_file, trust
-from regional_inductor._torch import machine
+from regional_inductor._torch import bundle, machine
 from regional_inductor.entry import Entry
 
 SCALE = 3.0
@@ -343,6 +344,22 @@ def test_what_is_not_like_a_saved_call_is_compiled_if_asked(path):
     started = captures()
     loaded(torch.ones(4, 8))
     assert captures() == started
+
+
+def test_what_is_not_as_it_was_in_the_process_is_said(path):
+    function = ri.compile(scaled, region_backend="eager")
+    function(torch.ones(3))
+    function.save(path)
+    loaded = ri.load(path)
+    threads = torch.get_num_threads()
+    with torch.no_grad(), pytest.raises(ri.UnsavedCallError, match=r"grad_mode \(gradients on"):
+        loaded(torch.ones(3))
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.raises(ri.UnsavedCallError, match=rf"get_num_threads\(\) {threads} then"):
+            loaded(torch.ones(3))
+    finally:
+        torch.set_num_threads(threads)
 
 
 # --- guards that torch leaves out -----------------------------------------------------------------
@@ -755,6 +772,13 @@ def test_saving_compiles_no_region_again(net, path, monkeypatch):
     model(torch.randn(4, 16)).square().sum().backward()
     monkeypatch.setattr(stage, "_compile_batch", lambda *_, **__: pytest.fail("compiled"))
     model.save(path)
+
+
+def test_library_calls_that_need_no_import_are_what_inductor_calls():
+    importlib.import_module("torch._inductor.lowering")  # which fills the table
+    table = importlib.import_module("torch._inductor.select_algorithm").extern_kernels
+    for name in bundle.TORCHS_OWN:
+        assert getattr(table, name) is getattr(torch, name)
 
 
 @pytest.mark.inductor

@@ -221,10 +221,11 @@ class _Loaded:
         raise self._unsaved(bound)
 
     def _unsaved(self, bound: dict[str, Any]) -> UnsavedCallError:
-        lines = [
-            f"\n    {call.looks}: {one.why_not(bound)}"
-            for call, one in zip(self._saved.calls, self._calls, strict=True)
-        ]
+        lines = []
+        for call, one in zip(self._saved.calls, self._calls, strict=True):
+            why = one.why_not(bound)
+            then = f" ({call.modes} then)" if why.startswith("GLOBAL_STATE") else ""
+            lines.append(f"\n    {call.looks}: {why}{then}")
         return UnsavedCallError(
             f"no saved call of {self._name} is like this one; saved are{''.join(lines)}",
             hint='call it like this before saving, or load it with otherwise="compile"',

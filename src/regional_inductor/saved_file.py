@@ -56,6 +56,7 @@ class SavedCall:
         guards: Guards that torch doesn't save.
         autocast: Device kinds and dtypes for which autocast was on.
         looks: The arguments, for people.
+        modes: What else was so in the process, for people.
     """
 
     function: str
@@ -63,6 +64,7 @@ class SavedCall:
     guards: KeptGuards
     autocast: tuple[tuple[str, Any], ...]
     looks: str
+    modes: str
 
 
 @dataclass(frozen=True)

@@ -272,6 +272,7 @@ def _packed(
                 captured.guards,
                 call.modes.autocast,
                 _looks(call),
+                _modes(call),
             )
         )
     owner: Any = function
@@ -317,6 +318,13 @@ def _sources(codes: Iterable[types.CodeType]) -> Iterable[Source]:
         except (OSError, TypeError):
             text = ""
         yield Source(module.__name__, code.co_name, code.co_firstlineno, text)
+
+
+def _modes(call: CapturedCall) -> str:
+    """What torch's guard of its global state compares, in a few words."""
+    parts = ["gradients on" if call.modes.grad else "gradients off"]
+    parts += [f"autocast to {dtype} on {kind}" for kind, dtype in call.modes.autocast]
+    return ", ".join([*parts, f"torch.get_num_threads() {torch.get_num_threads()}"])
 
 
 def _looks(call: CapturedCall) -> str:
