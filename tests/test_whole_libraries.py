@@ -62,6 +62,20 @@ def test_the_beginning_of_a_library_is_no_library(library, tmp_path):
     assert not is_whole(str(tmp_path / "missing.so"))
 
 
+def test_the_beginning_of_a_library_without_a_table_of_sections_is_no_library(library, tmp_path):
+    """Linkers put that table last, and `strip` can take it away; what is loaded are the segments."""
+    from regional_inductor._torch.whole_libraries import is_whole
+
+    stripped = bytearray(library)
+    stripped[40:48] = bytes(8)  # where the table begins
+    stripped[60:62] = bytes(2)  # how many entries it has
+    path = tmp_path / "kernel.so"
+    path.write_bytes(stripped)
+    assert is_whole(str(path))
+    path.write_bytes(stripped[:5000])
+    assert not is_whole(str(path))
+
+
 def test_a_half_written_library_is_made_anew_and_a_whole_one_is_left(make, library, tmp_path):
     builder = Builder(tmp_path / "kernel.so", library)
     builder.path.write_bytes(library[: len(library) // 2])
