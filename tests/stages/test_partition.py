@@ -272,3 +272,20 @@ def test_a_collective_without_a_wait_is_in_flight_to_the_end():
 
 def test_merge_all_may_move_what_hides_a_collective():
     assert order_of("A A>s B s>w", merge="all") == "[A B] s w"
+
+
+def test_forward_and_backward_of_a_joint_graph_stay_apart():
+    """They are compiled into two graphs by whoever cuts the joint one; an id joins within each."""
+
+    def fn(x, y):
+        with with_id("one"):
+            a = x.sin()
+        with with_id("one"):
+            return a, y.cos() * a
+
+    gm = capture(fn, torch.ones(4), torch.ones(4))
+    for node in gm.graph.nodes:
+        if node.op == "call_function":
+            node.meta["partitioner_tag"] = "is_forward" if "sin" in node.name else "is_backward"
+    (graph,) = after("partition", gm, merge="scope").graphs
+    assert [(r.direction, len(r.nodes)) for r in graph.regions] == [("forward", 1), ("backward", 2)]
