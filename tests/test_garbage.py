@@ -1,11 +1,12 @@
-"""Collection is paused inside the block and as it was after it."""
+"""Collection is paused or narrowed inside the block and as it was after it."""
 
 from __future__ import annotations
 
 import gc
 import threading
+import weakref
 
-from regional_inductor.garbage import paused_collection
+from regional_inductor.garbage import only_new_garbage, paused_collection
 
 
 def test_collection_is_off_inside_and_on_after():
@@ -44,3 +45,33 @@ def test_overlapping_threads_end_with_collection_on():
     leave.set()
     thread.join()
     assert gc.isenabled()
+
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+
+def test_only_what_is_made_inside_is_collected_inside():
+    older = weakref.ref(Cycle())
+    with only_new_garbage():
+        newer = weakref.ref(Cycle())
+        with only_new_garbage():
+            pass
+        gc.collect()
+        assert newer() is None
+        assert older() is not None
+    gc.collect()
+    assert older() is None
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_somebody_has_frozen_stays_frozen():
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with only_new_garbage():
+            pass
+        assert gc.get_freeze_count() == frozen
+    finally:
+        gc.unfreeze()

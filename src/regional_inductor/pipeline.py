@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 import torch.fx
 
 from . import invariants
-from .garbage import paused_collection
+from .garbage import only_new_garbage, paused_collection
 from .regions import Compiled, Outlined, Partitioned, Settings, Stitched
 from .stages.collect import collect
 from .stages.compile import compile
@@ -66,7 +65,7 @@ def run(
     product = start
     for stage in stages:
         started = time.perf_counter()
-        with contextlib.nullcontext() if stage.__name__ == "compile" else paused_collection():
+        with only_new_garbage() if stage.__name__ == "compile" else paused_collection():
             if stage is collect:
                 product = collect(module, example_inputs, settings)
             else:

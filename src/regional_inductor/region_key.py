@@ -322,6 +322,8 @@ def _metadata(value: Any) -> str:
 
 
 def _sizes(sizes: Sequence[Any]) -> str:
+    if all(type(size) is int for size in sizes):
+        return str(tuple(sizes))
     return "(" + ",".join(expression_of(size) for size in sizes) + ")"
 
 

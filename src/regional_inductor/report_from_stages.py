@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -264,7 +265,7 @@ def _operator_reports(
                 inputs=tuple(numbers[n] for n in node.all_input_nodes if n in numbers),
                 module_path=names[-1] if names else "",
                 source=user_source(node),
-                value=", ".join(str(value) for value in _values([node])),
+                value=_described(node.meta.get("val")),
             )
         )
         numbers[node] = len(numbers)
@@ -283,6 +284,21 @@ def _is_operator(node: Node) -> bool:
 
 def _values(nodes: Sequence[torch.fx.Node]) -> tuple[ValueReport, ...]:
     return tuple(_value(node.name, leaf) for node in nodes for leaf in leaves(node.meta.get("val")))
+
+
+def _described(value: Any) -> str:
+    """What `str` makes of the value reports."""
+    if not isinstance(value, torch.Tensor):
+        return ", ".join(str(_value("", leaf)) for leaf in leaves(value))
+    if all(type(size) is int for size in value.shape):
+        return _kind(value.dtype, tuple(value.shape))
+    return str(_value("", value))
+
+
+@lru_cache(maxsize=4096)
+def _kind(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """Kinds of values are few, and operators many."""
+    return str(ValueReport("", str(dtype).removeprefix("torch."), shape))
 
 
 def _value(name: str, value: Any) -> ValueReport:

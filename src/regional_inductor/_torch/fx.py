@@ -2,11 +2,12 @@
 
 Checked on torch 2.11 and 2.13: `torch.fx.graph._BoxedCodeGen` (AOTAutograd and `RegionalOutputCode`
 recognise the boxed calling convention by this class), `GraphModule.__new__`'s one class an instance,
-`Graph._codegen`, `GraphPickler`.
+`Graph._codegen`, `GraphPickler`. Checked on torch 2.13 only: what `Graph.create_node` does.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ import torch
 import torch.fx
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.fx.graph import CodeGen, _BoxedCodeGen
+from torch.fx.node import map_arg
+
+from .versions import is_one_of
 
 
 class BoxedOrPositionalCodeGen(_BoxedCodeGen):
@@ -141,12 +145,42 @@ def empty_like(graph: torch.fx.Graph) -> torch.fx.Graph:
     return new
 
 
+def copy_node(
+    graph: torch.fx.Graph, node: torch.fx.Node, argument: Callable[[torch.fx.Node], Any]
+) -> torch.fx.Node:
+    """Copy a node to the end of a graph, as `Graph.node_copy` does.
+
+    That one looks through all arguments for raw symbolic sizes, which took a quarter of outlining;
+    those of a node that exists have been looked through.
+
+    Args:
+        graph: Where to; one that was made here, without a module that listens for new nodes.
+        node: From another graph.
+        argument: The counterpart of a node that is an argument.
+    """
+    if not is_one_of(_NODES_CHECKED):
+        return graph.node_copy(node, argument)
+    arguments: Any = map_arg(node.args, argument)
+    keywords: Any = map_arg(node.kwargs, argument)
+    name = graph._graph_namespace.create_name(node.name, None)
+    copied = torch.fx.Node(graph, name, node.op, node.target, arguments, keywords, node.type)
+    graph._graph_namespace.associate_name_with_obj(name, copied)
+    graph._insert(copied)
+    graph._find_nodes_lookup_table.insert(copied)
+    graph._len += 1
+    copied.meta = copy.copy(node.meta)
+    return copied
+
+
+_NODES_CHECKED = ((2, 13),)
+
+
 def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
     """A copy with nodes of its own; their values are shared."""
     new = empty_like(graph)
     environment: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in graph.nodes:
-        environment[node] = new.node_copy(node, environment.__getitem__)
+        environment[node] = copy_node(new, node, environment.__getitem__)
     return new
 
 

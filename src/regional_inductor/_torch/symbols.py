@@ -32,6 +32,8 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def symbols_of(value: Any) -> frozenset[sympy.Symbol]:
     """The free symbols in a node's value: sizes, strides and offset of tensors, and symbols."""
+    if isinstance(value, torch.Tensor) and not value._has_symbolic_sizes_strides:
+        return frozenset()  # nearly all
     found: set[sympy.Symbol] = set()
     for leaf in leaves(value):
         if isinstance(leaf, torch.Tensor):

@@ -13,7 +13,7 @@ import torch.fx
 from torch.fx.node import Node
 
 from .._torch import ops
-from .._torch.fx import copy_graph_module, empty_like, lazy_graph_module
+from .._torch.fx import copy_graph_module, copy_node, empty_like, lazy_graph_module
 from .._torch.symbols import SCALAR_TYPES, symbols_bound_by, symbols_of
 from ..errors import MissingValueError
 from ..regions import (
@@ -82,7 +82,7 @@ class _Outliner:
             if isinstance(item, Region):
                 self._add_region(item, interfaces[item])
             elif not self._only_for_regions(item):
-                self.environment[item] = self.graph.node_copy(item, self._outer)
+                self.environment[item] = copy_node(self.graph, item, self._outer)
         return OutlinedGraph(self.module, self.graph, self.submodules)
 
     def _outer(self, node: Node) -> Node:
@@ -237,7 +237,7 @@ class _Outliner:
         for node in region.nodes:
             if node.op == "call_module":
                 attributes[str(node.target)] = self.module.get_submodule(str(node.target))
-            copied = graph.node_copy(node, inner.__getitem__)
+            copied = copy_node(graph, node, inner.__getitem__)
             if "val" not in copied.meta and node in self.values:
                 copied.meta["val"] = self.values[node]
             inner[node] = copied
