@@ -420,7 +420,7 @@ def test_the_code_of_a_standalone_artifact_is_known_too(ri):
 
     gm = make_fx(f, tracing_mode="fake")(torch.ones(4))
     ri.mark_nodes(gm, lambda node: True, name="wave")
-    ri.regional_inductor(gm, torch.ones(4))
+    ri.regional_inductor(gm, torch.ones(4), lowering="standalone")
     report = ri.last_report()
     (region,) = report.regions
     assert [kernel.kind for kernel in region.kernels] == ["generated"]

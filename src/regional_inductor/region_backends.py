@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 import torch.fx
 
-from ._torch import direct, exact_lowering, inductor, kernel_batches
+from ._torch import direct, direct_artifact, exact_lowering, inductor, kernel_batches
 from ._torch.values import fake_mode_of, in_one_mode
 from .errors import OptionError
 from .regions import RegionCall, Settings
@@ -33,16 +34,13 @@ def backend_text(settings: Settings) -> str:
 def may_lower_directly(settings: Settings) -> bool:
     """Whether regions of this run may take the direct way, where they are fit for it.
 
-    What the drop-in pass returns can be pickled and serialised, which standalone artifacts can; what is
-    packed into a file of ours needs no such thing.
-    Whoever patches `standalone_compile` wants to see every region.
+    Whoever patches `standalone_compile` wants to see every region. AOTAutograd's cache serialises all that
+    the pass returns, which standalone artifacts can; what is packed into a file of ours needs no such thing.
     """
     if settings.lowering != "auto":
         return settings.lowering == "direct"
-    return (
-        not settings.guarded
-        and inductor.backend_identity() == "inductor"
-        and (settings.for_file or not inductor.autograd_cache_forced())
+    return inductor.backend_identity() == "inductor" and (
+        settings.for_file or not inductor.autograd_cache_forced()
     )
 
 
@@ -58,6 +56,42 @@ def may_share_a_compiler_run(call: RegionCall, settings: Settings) -> bool:
         and inductor.backend_identity() == "inductor"
         and kernel_batches.is_possible()
     )
+
+
+def is_boxed(compiled: Callable[..., Any]) -> bool:
+    """Whether a compiled region takes one list of arguments."""
+    return bool(getattr(compiled, "_boxed_call", False)) and not isinstance(
+        compiled, torch.fx.GraphModule
+    )
+
+
+def serialisable(
+    compiled: Callable[..., Any],
+    module: torch.fx.GraphModule,
+    options: dict[str, Any],
+    call: RegionCall,
+    settings: Settings,
+) -> Callable[..., Any]:
+    """A compiled region that takes plain arguments and, if Inductor compiled it, can be serialised.
+
+    Args:
+        compiled: The compiled region.
+        module: The outlined region.
+        options: Inductor's options that it was compiled with.
+        call: What is known of it.
+        settings: What was asked for.
+    """
+    if not is_boxed(compiled):
+        return compiled
+    if not direct.is_lowered_directly(compiled):
+        return lambda *args: compiled(list(args))
+    other_way = replace(settings, lowering="standalone")
+
+    def compile_standalone() -> Callable[..., Any]:
+        with lock:
+            return _inductor(module, options, call, other_way)
+
+    return direct_artifact.as_artifact(compiled, compile_standalone)
 
 
 def numerics_text(call: RegionCall, settings: Settings) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import torch.fx
 from torch.autograd import profiler
 from torch.fx.node import Node
 
-from ._torch import direct, inductor
+from ._torch import direct, direct_artifact, inductor
 from ._torch.direct import innermost_callable
 from ._torch.values import is_fake
 from .errors import RegionError, compose
@@ -109,13 +111,6 @@ def name_region(error: Exception, call: RegionCall) -> None:
         error.args = (f"{error.args[0]}\n{text}", *error.args[1:])
 
 
-def unboxed(compiled: Callable[[list[Any]], Any]) -> Callable[..., Any]:
-    def positional(*args: Any) -> Any:
-        return compiled(list(args))
-
-    return positional
-
-
 def guarded_function(
     compiled: Callable[..., Any],
     eager: torch.fx.GraphModule,
@@ -141,7 +136,10 @@ def guarded_function(
         for value in expected
     )
     trained = any(isinstance(v, torch.Tensor) and v.requires_grad for v in expected)
-    bare = direct.bare_call(compiled) if functional else None
+    lowered = direct_artifact.lowered_of(compiled)
+    bare: Callable[[list[Any]], Any] | None = None
+    if functional:
+        bare = direct.bare_call(compiled) if lowered is None else innermost_callable(lowered)
     names: dict[str, Any] = {"compiled": compiled, "ready": bare is None, "bare": bare}
 
     def careful(*args: Any) -> Any:
@@ -240,9 +238,15 @@ def _checking_code(
     code = f"def region({listed}):\n{body}    return careful({listed})\n"
     names.update(Tensor=torch.Tensor, Parameter=torch.nn.Parameter)
     names["is_grad_enabled"] = torch.is_grad_enabled
-    exec(compile(code, "<regional_inductor call>", "exec"), names)
+    exec(_compiled(code), names)
     region: RegionFunction = names["region"]
     return region
+
+
+@lru_cache(maxsize=256)
+def _compiled(code: str) -> types.CodeType:
+    """Regions of one kind, of which a model has one a layer, have one text."""
+    return compile(code, "<regional_inductor call>", "exec")
 
 
 def _wrong_kind(call: RegionCall, index: int, value: torch.Tensor, kind: Any) -> RegionError:

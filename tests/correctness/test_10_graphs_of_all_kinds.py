@@ -319,6 +319,7 @@ def test_copy_of_a_result_with_a_region_in_a_branch(under_test, make_copy):
 
 
 @pytest.mark.inductor
+@pytest.mark.both_lowerings
 @by_way
 def test_copy_of_a_compiled_result(under_test, make_copy):
     x = torch.randn(4)

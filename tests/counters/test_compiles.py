@@ -17,6 +17,7 @@ from benchmarks import _models
 INFERENCE_DISTINCT = 3  # norm, rotary embedding, SwiGLU
 TRAINING_DISTINCT = 6  # and the backward pass of each
 STANDALONE_COMPILES = 0  # of regions as plain as these; each is lowered directly
+DROP_IN_STANDALONE_COMPILES = 1  # in training, of seven distinct regions under merge="all"
 CODE_GENERATIONS = INFERENCE_DISTINCT
 COMPILER_RUNS = 1  # the kernels of all regions of a graph are one translation unit
 
@@ -78,6 +79,25 @@ def test_each_distinct_region_goes_through_inductor_and_the_compiler_once(empty_
         report = compile_llama(8)
     assert report.compiles == 0
     assert (len(runs), len(standalone_compiles), len(generated)) == (0, 0, 0)
+
+
+@pytest.mark.inductor
+def test_the_drop_in_pass_takes_no_second_aotautograd_for_plain_regions_either(empty_cache):
+    from torch._dynamo.backends.common import aot_autograd
+
+    def graph_pass(gm, inputs):
+        return ri.regional_inductor(gm, *inputs, lowering="auto")
+
+    standalone = importlib.import_module("torch._inductor.standalone_compile")
+    shape = _models.Shape(2, hidden=16, heads=2, mlp=24, sequence=8, batch=1)
+    model, x = _models.Llama(shape), _models.inputs(shape, train=True)
+    backend = aot_autograd(fw_compiler=graph_pass, bw_compiler=graph_pass)
+    with calls_of(standalone, "standalone_compile") as standalone_compiles:
+        _models.run_once(torch.compile(model, backend=backend, fullgraph=True), x, train=True)
+    assert len(standalone_compiles) <= DROP_IN_STANDALONE_COMPILES
+    report = ri.last_report()
+    assert report is not None
+    assert report.compiles  # in the backward graph, which came last
 
 
 @pytest.mark.inductor

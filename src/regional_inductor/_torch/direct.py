@@ -159,6 +159,11 @@ def compile_direct(
         )
 
 
+def is_lowered_directly(compiled: Any) -> bool:
+    """Whether a compiled region is what `compile_direct` returned, or was loaded in its place."""
+    return bool(getattr(compiled, "_boxed_call", False)) and hasattr(compiled, "current_callable")
+
+
 def innermost_callable(compiled: Any) -> Callable[[list[Any]], Any]:
     """What a compiled graph runs, without the bookkeeping that its first call needs."""
     return getattr(compiled, "current_callable", compiled)  # type: ignore[no-any-return]

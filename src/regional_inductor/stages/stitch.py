@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch.fx
 from torch.fx.node import Node
 
-from .._torch.direct import refusal
+from .._torch.direct import is_lowered_directly, refusal
 from .._torch.fx import has_plain_codegen, set_boxed
 from ..options import MARK_KEY
+from ..region_backends import serialisable
 from ..regions import (
     REGION_META,
     Compiled,
@@ -25,7 +26,6 @@ from ..runtime import (
     boxed_function,
     guarded_function,
     named_function,
-    unboxed,
 )
 from ..stitched import make_stitched
 
@@ -89,8 +89,8 @@ def _replace_call(
         node.args = (list(node.args),)
     elif settings.guarded:
         expected = [n.meta.get("val") for n in eager.graph.nodes if n.op == "placeholder"]
-        compiled = unboxed(region.call) if region.boxed else region.call
-        functional = not refusal(eager, region.options)
+        compiled = serialisable(region.call, eager, dict(region.options), call, settings)
+        functional = is_lowered_directly(region.call) or not refusal(eager, region.options)
         function = guarded_function(compiled, eager, expected, call, functional=functional)
         submodules[name] = eager
     else:
