@@ -422,6 +422,24 @@ def test_a_graph_break_inside_a_region(ri, explain):
     assert first.remedy == "move what breaks out of the region; fullgraph=True shows its line"
 
 
+def test_a_graph_break_inside_a_region_is_not_explained_by_earlier_ones(ri, explain):
+    def other(x):
+        print("a break of another kind", end="")
+        return x.sin()
+
+    explain(marked_sine(ri), torch.ones(3))
+    explain(other, torch.ones(3))
+
+    def f(x):
+        with ri.region("broken"):
+            y = x.sin()
+            torch._dynamo.graph_break()
+            return y.cos()
+
+    first, _ = of_kind(explain(f, torch.ones(3)), "graph-break")
+    assert "print" not in first.message
+
+
 def test_a_graph_break_elsewhere_names_its_line(ri, explain):
     sine = marked_sine(ri)
 

@@ -16,6 +16,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_leaves
 
+aten = torch.ops.aten
+
 
 def fn(x):
     y = x.exp()
@@ -39,6 +41,26 @@ def test_no_node_has_a_fake_value(under_test):
     x = torch.randn(4)
     gm = forget_values(capture(fn, x))
     assert_same(under_test.run(gm, x), fn(x))
+
+
+@pytest.mark.inductor
+@pytest.mark.both_lowerings
+def test_inputs_of_a_region_whose_values_are_one_object(under_test):
+    """Passes that copy a node's meta leave such nodes: what they hold at run time differs all the same."""
+
+    def function(x):
+        y, z = x.exp(), x.cos()
+        with marked():
+            y = (y - z) * 2
+        return y.sin()
+
+    x = torch.randn(4)
+    gm = capture(function, x, mode="fake")
+    exponential, cosine = (
+        n for n in gm.graph.nodes if n.target in (aten.exp.default, aten.cos.default)
+    )
+    cosine.meta["val"] = exponential.meta["val"]
+    assert_same(under_test.run(gm, x), function(x))
 
 
 def test_symbolically_traced_graph(under_test):

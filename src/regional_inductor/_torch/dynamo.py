@@ -118,6 +118,7 @@ def graph_breaks() -> dict[str, int]:
 _ESCAPED = "torch.fx.traceback.annotate escaped"
 _watching = False
 _escapes_seen = 0
+_breaks_seen: dict[str, int] = {}
 _escaped_annotations: list[tuple[Any, str]] = []
 
 
@@ -125,18 +126,20 @@ def lost_regions() -> tuple[int, list[str], list[tuple[Any, str]]]:
     """Frames Dynamo gave up since the last call because of a graph break inside a marked region.
 
     Returns:
-        How many; the graph breaks that Dynamo counted so far (their first lines); and the
+        How many; the graph breaks that Dynamo counted since then (their first lines); and the
         annotations that were open at the breaks, each with the line that broke, where this version
         of torch lets us see them.
     """
-    global _escapes_seen
+    global _escapes_seen, _breaks_seen
     from torch._dynamo.utils import counters
 
     now = sum(n for reason, n in counters["unimplemented"].items() if _ESCAPED in reason)
     new, _escapes_seen = max(0, now - _escapes_seen), now
+    before, _breaks_seen = _breaks_seen, graph_breaks()
+    breaks = [reason for reason, n in _breaks_seen.items() if n > before.get(reason, 0)]
     annotations = list(_escaped_annotations)
     _escaped_annotations.clear()
-    return new, [reason.strip().splitlines()[0] for reason in counters["graph_break"]], annotations
+    return new, [reason.strip().splitlines()[0] for reason in breaks], annotations
 
 
 def watch_escapes() -> None:

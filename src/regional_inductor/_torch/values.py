@@ -119,15 +119,29 @@ def fake_mode_of(values: Any) -> FakeTensorMode | None:
 
 
 def in_one_mode(values: Sequence[Any], mode: FakeTensorMode) -> list[Any]:
-    """The same values as fake tensors of one mode (real-mode traces have a mode a tensor)."""
-    return [_into(value, mode) if isinstance(value, torch.Tensor) else value for value in values]
+    """The same values as fake tensors of one mode (real-mode traces have a mode a tensor).
+
+    Passes that copy a node's meta leave two nodes with one tensor as their value. A compiler takes arguments
+    that are one object for one argument; what they hold when the region runs may differ. So each
+    gets a tensor of its own.
+    """
+    result: list[Any] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            value = _into(value, mode)
+            if any(value is other for other in result):
+                value = _anew(value, mode) if isinstance(value, FakeTensor) else value
+        result.append(value)
+    return result
 
 
 def _into(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     if not isinstance(value, FakeTensor):
         return value if is_fake(value) else mode.from_tensor(value, static_shapes=True)
-    if value.fake_mode is mode:
-        return value
+    return value if value.fake_mode is mode else _anew(value, mode)
+
+
+def _anew(value: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     with mode:
         moved = torch.empty_strided(
             value.shape, value.stride(), dtype=value.dtype, device=value.device
