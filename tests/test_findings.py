@@ -405,14 +405,18 @@ def test_a_graph_without_values(ri, explain, on_error):
 # --- graph breaks ---------------------------------------------------------------------------------
 
 
-def test_a_graph_break_inside_a_region(ri, explain):
+def broken_inside(ri):
     def f(x):
         with ri.region("broken"):
             y = x.sin()
             torch._dynamo.graph_break()
             return y.cos()
 
-    first, _ = of_kind(explain(f, torch.ones(3)), "graph-break")
+    return f
+
+
+def test_a_graph_break_inside_a_region(ri, explain):
+    first, _ = of_kind(explain(broken_inside(ri), torch.ones(3)), "graph-break")
     assert first.region == "broken"
     assert first.message.startswith(
         "a graph break lies inside a marked region, so Dynamo runs the whole function that holds "
@@ -430,13 +434,7 @@ def test_a_graph_break_inside_a_region_is_not_explained_by_earlier_ones(ri, expl
     explain(marked_sine(ri), torch.ones(3))
     explain(other, torch.ones(3))
 
-    def f(x):
-        with ri.region("broken"):
-            y = x.sin()
-            torch._dynamo.graph_break()
-            return y.cos()
-
-    first, _ = of_kind(explain(f, torch.ones(3)), "graph-break")
+    first, _ = of_kind(explain(broken_inside(ri), torch.ones(3)), "graph-break")
     assert "print" not in first.message
 
 

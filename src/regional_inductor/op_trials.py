@@ -90,10 +90,7 @@ def _reasons(attempts: Sequence[Attempt], settings: Settings) -> dict[Attempt, s
         return _compared(attempts, module, compiled, owners)
     except Exception as error:  # noqa: BLE001 - whatever Inductor can't do stays eager, and says why
         if len(attempts) == 1:
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            return {
-                attempts[0]: f"can't be compiled by itself: {type(error).__name__}: {first_line}"
-            }
+            return {attempts[0]: f"can't be compiled by itself: {_told(error)}"}
     half = len(attempts) // 2
     return {**_reasons(attempts[:half], settings), **_reasons(attempts[half:], settings)}
 

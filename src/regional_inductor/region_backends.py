@@ -12,6 +12,7 @@ import torch
 import torch.fx
 
 from ._torch import direct, direct_artifact, exact_lowering, inductor, kernel_batches
+from ._torch.fx import is_boxed
 from ._torch.values import fake_mode_of, in_one_mode
 from .errors import OptionError
 from .regions import RegionCall, Settings
@@ -55,13 +56,6 @@ def may_share_a_compiler_run(call: RegionCall, settings: Settings) -> bool:
         and call.mark.compile_timeout is None
         and inductor.backend_identity() == "inductor"
         and kernel_batches.is_possible()
-    )
-
-
-def is_boxed(compiled: Callable[..., Any]) -> bool:
-    """Whether a compiled region takes one list of arguments."""
-    return bool(getattr(compiled, "_boxed_call", False)) and not isinstance(
-        compiled, torch.fx.GraphModule
     )
 
 

@@ -17,7 +17,8 @@ from benchmarks import _models
 INFERENCE_DISTINCT = 3  # norm, rotary embedding, SwiGLU
 TRAINING_DISTINCT = 6  # and the backward pass of each
 STANDALONE_COMPILES = 0  # of regions as plain as these; each is lowered directly
-DROP_IN_STANDALONE_COMPILES = 1  # in training, of seven distinct regions under merge="all"
+# In training, of seven distinct regions under merge="all": the norm, one of whose outputs is a detach of another.
+DROP_IN_STANDALONE_COMPILES = 1
 CODE_GENERATIONS = INFERENCE_DISTINCT
 COMPILER_RUNS = 1  # the kernels of all regions of a graph are one translation unit
 
