@@ -1,6 +1,6 @@
 """The sweep: every architecture in a process of its own, and the table it makes.
 
-usage: python -m tests.models [--jobs N] [--minutes-each M] [--results FILE] [--table FILE] [NAME ...]
+usage: python -m tests.models [--jobs N] [--minutes-each M] [--results FILE [--go-on]] [--table FILE] [NAME ...]
 
 Exit code: 0 where every architecture equals eager or fails under stock torch.compile as well.
 """
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,22 +111,35 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes-each", type=float, default=6.0)
-    parser.add_argument("--results", type=Path)
+    parser.add_argument("--results", type=Path, help="written after each architecture")
+    parser.add_argument(
+        "--go-on", action="store_true", help="only what the results of an earlier run lack"
+    )
     parser.add_argument("--table", type=Path)
     arguments = parser.parse_args()
+    if arguments.go_on and not arguments.results:
+        parser.error("--go-on goes on with the file that --results names")
     known = [architecture.name for architecture in ARCHITECTURES]
     names = arguments.names or known
     unknown = [name for name in names if name not in known]
     if unknown:
         parser.error(f"no architecture {', '.join(unknown)}; there are: {', '.join(known)}")
     results: dict[str, list[dict[str, Any]]] = {}
+    if arguments.go_on and arguments.results.exists():
+        results = json.loads(arguments.results.read_text())
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        trials = pool.map(lambda name: run_one(name, arguments.minutes_each), names)
-        for name, outcomes in zip(names, trials, strict=True):
+        trials = {
+            pool.submit(run_one, name, arguments.minutes_each): name
+            for name in names
+            if name not in results
+        }
+        for trial in as_completed(trials):
+            name, outcomes = trials[trial], trial.result()
             results[name] = outcomes
             print(f"{name:32}", *(f"{o['mode']} {o['verdict']:8}" for o in outcomes), flush=True)
             if arguments.results:
                 arguments.results.write_text(json.dumps(results, indent=1))
+    results = {name: results[name] for name in known if name in results}
     if arguments.table:
         arguments.table.write_text(page(results))
     bad = sorted(n for n, each in results.items() if any(o["verdict"] in _BAD for o in each))

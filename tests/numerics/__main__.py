@@ -1,6 +1,6 @@
 """The table of docs/numerics.md.
 
-usage: python -m tests.numerics [--device cpu] [--types float32,bfloat16] [--table FILE] [--at-once N] [NAME ...]
+usage: python -m tests.numerics [--device cpu] [--types float32,bfloat16] [--table FILE] [--at-once N] [--jobs J] [NAME ...]
 
 Exit code: 0 where everything equals eager bit for bit, or differs by what torch captures only.
 """
@@ -8,16 +8,17 @@ Exit code: 0 where everything equals eager bit for bit, or differs by what torch
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
 
 from .cases import CASES, Case
-from .running import Outcome, run
+from .running import Batch, Outcome, run_batch
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
@@ -30,26 +31,40 @@ def main() -> int:
         "--table", type=Path, help="a file that gets the table between two comments"
     )
     parser.add_argument("--at-once", type=int, default=12, help="cases in one graph")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("names", nargs="*", help="cases, by name; all without")
     arguments = parser.parse_args()
     cases = [case for case in CASES if not arguments.names or case.name in arguments.names]
     types = arguments.types.split(",")
     outcomes: dict[str, dict[str, Outcome]] = {}
-    for dtype in types:
-        for start in range(0, len(cases), arguments.at_once):
-            some = cases[start : start + arguments.at_once]
-            began = time.perf_counter()
-            for outcome in run(some, getattr(torch, dtype), arguments.device):
-                outcomes.setdefault(outcome.name, {})[dtype] = outcome
-                left = f" ({', '.join(outcome.eager)})" if outcome.eager else ""
-                print(f"{dtype:9} {outcome.name:24} {_words(outcome)}{left}", flush=True)
-            print(f"  {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    batches = [
+        ([case.name for case in cases[start : start + arguments.at_once]], dtype, arguments.device)
+        for dtype in types
+        for start in range(0, len(cases), arguments.at_once)
+    ]
+    for dtype, found, seconds in _each(batches, arguments.jobs):
+        for outcome in found:
+            outcomes.setdefault(outcome.name, {})[dtype] = outcome
+            left = f" ({', '.join(outcome.eager)})" if outcome.eager else ""
+            print(f"{dtype:9} {outcome.name:24} {_words(outcome)}{left}", flush=True)
+        print(f"  {seconds:.0f} s", file=sys.stderr, flush=True)
     summary = _summary(cases, outcomes, types, arguments.device)
     print(summary)
     if arguments.table:
         _write(arguments.table, f"{summary}\n\n{_table(cases, outcomes, types)}", arguments.device)
     wrong = [o for by_type in outcomes.values() for o in by_type.values() if o.unequal]
     return 1 if any(not outcome.by_capture for outcome in wrong) else 0
+
+
+def _each(batches: Sequence[Batch], jobs: int) -> Iterator[tuple[str, list[Outcome], float]]:
+    """Each batch's type, outcomes and seconds, as they come."""
+    if jobs == 1:
+        yield from map(run_batch, batches)
+        return
+    # Spawned, since a forked process can't use CUDA.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run_batch, batch) for batch in batches]):
+            yield done.result()
 
 
 def _words(outcome: Outcome) -> str:

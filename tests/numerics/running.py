@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 import regional_inductor as ri
 from regional_inductor.exactness import unequal_bits
 
-from .cases import Case
+from .cases import CASES, Case
 
 
 @dataclass
@@ -40,6 +41,17 @@ class Outcome:
         if not self.regions:
             return "left eager"
         return "in part" if self.eager else "compiled"
+
+
+Batch = tuple[list[str], str, str]  # names of cases, a type, a device
+
+
+def run_batch(batch: Batch) -> tuple[str, list[Outcome], float]:
+    """A batch's type, outcomes and seconds; all of it can be sent to another process."""
+    names, dtype, device = batch
+    began = time.perf_counter()
+    found = run([case for case in CASES if case.name in names], getattr(torch, dtype), device)
+    return dtype, found, time.perf_counter() - began
 
 
 def run(cases: Sequence[Case], dtype: torch.dtype, device: str) -> list[Outcome]:
