@@ -1,10 +1,14 @@
-"""Runs the benchmarks: `python -m benchmarks [--quick] [--publish] [NAME ...]`.
+"""Runs the benchmarks: `python -m benchmarks [--quick] [--publish] [--profile] [NAME ...]`.
 
 Each one's tables and targets are printed and written to `benchmarks/results/`: `NAME.json` with what the
 machine was, `NAME.png` where it draws something and matplotlib (extra `bench`) is installed, and
 `README.md` with the tables of all benchmarks that have results. A benchmark that fails is named at the
 end, and the others still run. Targets that are not reached are said, and don't fail the run: times depend
 on the machine. `--publish` also puts the tables into `docs/performance.md`.
+
+A target that is missed is said with its `why`, and a benchmark that has a function `profile(missed, quick)`
+then runs it: it gets the figures that are missed and returns tables that show where their time or memory
+goes. `--profile` runs that function alone, with None for all figures, and writes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 import benchmarks
-from benchmarks._outcome import Outcome, Row, Target, columns_of, markdown_table, number
+from benchmarks._outcome import Outcome, Row, Tables, Target, columns_of, markdown_table, number
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -59,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--publish", action="store_true", help=f"write the tables into docs/{PAGE.name} too"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="only where the time goes, for benchmarks that say"
+    )
     arguments = parser.parse_args(argv)
     unknown = [name for name in arguments.names if name not in known]
     if unknown:
@@ -66,8 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     os.environ["REGIONAL_INDUCTOR_CACHE"] = "0"  # what is timed in this process is compiled here
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    failed = [name for name in arguments.names or known if not _run(name, arguments.quick, console)]
-    text = markdown(_records())
+    names = arguments.names or known
+    if arguments.profile:
+        return _print_profiles(names, arguments.quick, console)
+    failed = [name for name in names if not _run(name, arguments.quick, console)]
+    records = _records()
+    console.print(table_of("seconds", seconds_of([r for r in records if r["benchmark"] in names])))
+    text = markdown(records)
     (RESULTS / "README.md").write_text(f"# Results\n\n{text}")
     if arguments.publish:
         publish(text, PAGE)
@@ -81,6 +93,8 @@ def _run(name: str, quick: bool, console: Console) -> bool:
     try:
         module = importlib.import_module(f"benchmarks.{name}")
         outcome = Outcome.of(module.main(quick))
+        missed = [target for target in outcome.targets if target.reached is False]
+        profile = profile_of(module, [target.figure for target in missed], quick) if missed else {}
     except Exception:  # noqa: BLE001 - one failing benchmark leaves the others running
         traceback.print_exc()
         return False
@@ -93,6 +107,7 @@ def _run(name: str, quick: bool, console: Console) -> bool:
         "machine": machine(),
         "tables": outcome.tables,
         "targets": [{**asdict(t), "verdict": t.verdict} for t in outcome.targets],
+        "profile": profile,
         "remarks": outcome.remarks,
     }
     console.print(f"\n{name}: {record['claim']}", style="bold", highlight=False)
@@ -100,11 +115,43 @@ def _run(name: str, quick: bool, console: Console) -> bool:
         console.print(table_of(title, rows))
     if outcome.targets:
         console.print(table_of("targets", [target.row() for target in outcome.targets]))
+    for target in missed:
+        console.print(reason(name, target), highlight=False)
+    for title, rows in profile.items():
+        console.print(table_of(title, rows))
     console.print(f"{name} took {record['seconds']} s", highlight=False)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     draw(module, outcome, RESULTS / f"{name}.png")
     return not errors_in(outcome)
+
+
+def _print_profiles(names: Sequence[str], quick: bool, console: Console) -> int:
+    for name in names:
+        module = importlib.import_module(f"benchmarks.{name}")
+        tables = profile_of(module, None, quick)
+        for title, rows in tables.items():
+            console.print(table_of(f"{name}: {title}", rows))
+        if not tables:
+            console.print(f"{name} has no profile")
+    return 0
+
+
+def profile_of(module: ModuleType, missed: Sequence[str] | None, quick: bool) -> Tables:
+    """Where the time of missed figures goes (None: of all), if the benchmark can say."""
+    profile = getattr(module, "profile", None)
+    return profile(missed, quick) if profile is not None else {}
+
+
+def reason(name: str, target: Target) -> str:
+    """A missed target in a sentence: what, by how much, why."""
+    return f"{name}, {target.figure}: {target.verdict}. {target.why or 'Why is not known.'}"
+
+
+def seconds_of(records: Sequence[dict[str, Any]]) -> list[Row]:
+    """What each benchmark took, and all of them together."""
+    rows: list[Row] = [{"benchmark": r["benchmark"], "seconds": r["seconds"]} for r in records]
+    return [*rows, {"benchmark": "all", "seconds": sum(r["seconds"] for r in records)}]
 
 
 def claim_of(module: ModuleType) -> str:
@@ -154,13 +201,17 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     if not records:
         return "No benchmark has been run.\n"
     parts = [_machine_line(records[0])]
-    rows: list[Row] = []
-    for record in records:
-        for fields in record["targets"]:
-            target = Target(**{key: fields[key] for key in Target.__dataclass_fields__})
-            rows.append({"benchmark": record["benchmark"], **target.row()})
-    if rows:
+    targets = [
+        (record["benchmark"], Target(**{key: fields[key] for key in fields if key != "verdict"}))
+        for record in records
+        for fields in record["targets"]
+    ]
+    if targets:
+        rows = [{"benchmark": name, **target.row()} for name, target in targets]
         parts += ["## Targets", markdown_table(rows)]
+    missed = [(name, target) for name, target in targets if target.reached is False]
+    if missed:
+        parts += ["## Not reached, and why", "\n".join(f"- {reason(*each)}" for each in missed)]
     for record in records:
         form = ", quick form" if record["quick"] else ""
         parts.append(f"## {record['benchmark']}: {record['claim']}")
@@ -169,7 +220,10 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
             if title:
                 parts.append(f"### {title}")
             parts.append(markdown_table(table))
+        for title, table in record.get("profile", {}).items():
+            parts += [f"### where it goes: {title}", markdown_table(table)]
         parts += [f"- {remark}" for remark in record["remarks"]]
+    parts += ["## Seconds", markdown_table(seconds_of(records))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,7 +15,8 @@ Tables: TypeAlias = "dict[str, list[Row]]"
 class Target:
     """A figure that the project promises, and what came out.
 
-    `value` is None where this form of the run didn't measure it; `unit` may be "x" for ratios.
+    `value` is None where this form of the run didn't measure it; `unit` may be "x" for ratios. `why`
+    says what stands in the way, for where it is missed; it is shown only there.
     """
 
     figure: str
@@ -23,6 +24,7 @@ class Target:
     bound: float
     better: Literal["lower", "higher"]
     unit: str = ""
+    why: str = ""
 
     @property
     def reached(self) -> bool | None:

@@ -165,6 +165,58 @@ def test_a_run_writes_json_markdown_and_a_plot(results, capsys):
     assert (results / "made.png").exists() == (matplotlib is not None)
 
 
+def missing(figure="seconds", why="The sun was in our eyes."):
+    return Target(figure, 2.0, 1, "lower", "s", why=why)
+
+
+def test_a_missed_target_is_said_with_its_reason(results, monkeypatch, capsys):
+    targets = [missing(), missing("more", why=""), Target("less", 0.5, 1, "lower", why="Unseen.")]
+    monkeypatch.setattr(Made, "main", lambda quick: Outcome({}, targets))
+    monkeypatch.delattr(Made, "plot")
+    assert runner.main([]) == 0
+    said = [
+        "made, seconds: not reached: 2 of the bound. The sun was in our eyes.",
+        "made, more: not reached: 2 of the bound. Why is not known.",
+    ]
+    page = (results / "README.md").read_text()
+    assert "## Not reached, and why\n\n" + "\n".join(f"- {line}" for line in said) in page
+    assert "Unseen." not in page
+    assert said[0] in capsys.readouterr().out
+
+
+def test_the_profile_of_missed_targets_stands_in_the_results(results, monkeypatch):
+    asked = []
+
+    def profile(missed, quick):
+        asked.append((missed, quick))
+        return {"a call": [{"function": "kernel", "us": 3.0}]}
+
+    monkeypatch.setattr(Made, "profile", profile, raising=False)
+    assert runner.main([]) == 0
+    assert asked == []  # nothing is missed
+    monkeypatch.setattr(Made, "main", lambda quick: Outcome({}, [missing()]))
+    monkeypatch.delattr(Made, "plot")
+    assert runner.main(["--quick"]) == 0
+    assert asked == [(["seconds"], True)]
+    assert "### where it goes: a call\n\n| function | us |" in (results / "README.md").read_text()
+
+
+def test_profiles_can_be_had_alone(results, monkeypatch, capsys):
+    monkeypatch.setattr(
+        Made, "profile", lambda missed, quick: {"a call": [{"missed": str(missed)}]}, raising=False
+    )
+    assert runner.main(["--profile"]) == 0
+    assert "missed None" in " ".join(capsys.readouterr().out.replace("─", "").split())
+    assert not results.exists()
+
+
+def test_a_run_ends_with_what_each_benchmark_took(results):
+    assert runner.main([]) == 0
+    assert runner.main([]) == 0
+    (seconds,) = (results / "README.md").read_text().split("## Seconds")[1:]
+    assert [line.split(" | ")[0] for line in seconds.split("\n")[4:6]] == ["| made", "| all"]
+
+
 def test_publishing_replaces_what_stands_between_the_markers(results):
     page = results.parent / "performance.md"
     for _ in range(2):
