@@ -36,6 +36,7 @@ from .regions import (
     RegionCall,
     Settings,
 )
+from .replay_trial import Trials
 from .report import Report, publish
 from .report_from_stages import (
     code_of,
@@ -79,7 +80,7 @@ def read_settings(
     if "REGIONAL_INDUCTOR_LOWERING" in os.environ:
         ours["lowering"] = os.environ["REGIONAL_INDUCTOR_LOWERING"]
     inductors: dict[str, Any] = dict(mode_options(mode)) if mode else {}
-    known = {field.name for field in fields(Settings)} - {"default_options", "for_file"}
+    known = {field.name for field in fields(Settings)} - {"default_options", "for_file", "trials"}
     for key, value in (options or {}).items():
         if key in _CHOICES:
             if value not in _CHOICES[key]:
@@ -353,6 +354,7 @@ def compile_captured(
     capture = report.captures
     publish(report)
     outside = contextlib.nullcontext if not inductor.autograd_cache_forced() else inductor.tagged
+    settings = replace(settings, trials=Trials(report.findings))
     recorder = Recorder(settings, report, len(example_inputs))
     chooser = RecomputationChooser(settings)
 

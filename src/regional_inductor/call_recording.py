@@ -9,7 +9,8 @@ from typing import Any
 import torch.fx
 from torch.fx.node import Node
 
-from ._torch import cudagraphs
+from ._torch import cudagraphs, ops
+from ._torch.direct import innermost_callable
 from .options import Mark
 from .regions import REGION_META, CompiledGraph, CompiledRegion, Finding, RegionCall, Settings
 
@@ -45,8 +46,35 @@ def record_call(
     direction = "inference" if settings.inference else node.meta[REGION_META].direction
     call = region.call if region.boxed else cudagraphs.emptying(region.call)
     plan = cudagraphs.plan_region(module, node, direction)
-    recorded = cudagraphs.recorded(call, plan, direction)
+    recorded = cudagraphs.recorded(
+        call, plan, direction, trial=_trial(region, call, node, module, plan, settings)
+    )
     return replace(region, call=recorded, boxed=True, options=options)
+
+
+def _trial(
+    region: CompiledRegion,
+    call: cudagraphs.BoxedCall,
+    node: Node,
+    module: torch.fx.GraphModule,
+    plan: cudagraphs.Plan,
+    settings: Settings,
+) -> cudagraphs.Trial | None:
+    """Whether the recording pays is tried where the region can run once more and leave no trace."""
+    if settings.trials is None or plan.mutated or not _leaves_no_trace(module):
+        return None
+    trial: cudagraphs.Trial | None = settings.trials.of(
+        region.key,
+        node.meta[REGION_META],
+        innermost_callable(call),
+        cudagraphs.Stopwatch(plan.device),
+    )
+    return trial
+
+
+def _leaves_no_trace(module: torch.fx.GraphModule) -> bool:
+    found = ops.body_traits(module)
+    return not (found.draws or found.ordered or found.opaque or found.collective)
 
 
 def recording_findings(graphs: Sequence[CompiledGraph], settings: Settings) -> Iterator[Finding]:

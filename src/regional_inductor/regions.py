@@ -45,6 +45,8 @@ class Settings:
         default=None, repr=False
     )
     """Marks a captured graph before anything reads marks, and says what it could not find."""
+    trials: Any = field(default=None, repr=False, compare=False)
+    """The `Trials` that say whether CUDA graphs of single regions pay; None where nobody is told."""
     selection: Any = None
     """A `Selection` of what stays compiled, while something is bisected; None else."""
     for_file: bool = False

@@ -238,3 +238,70 @@ def test_regions_that_record_themselves_share_one_compile(ri):
     first, second = (region.status for region in compiled.report.regions)
     assert first in ("compiled", "memory")  # another test here may have compiled the same region
     assert second == "shared"
+
+
+class Small(torch.nn.Module):
+    """Many regions of one small kernel each, with a matmul between them."""
+
+    def __init__(self, ri, options):
+        super().__init__()
+        self.tail = ri.region("tail", options=options)(lambda x: (x.sin() + 0.5).tanh())
+        self.weight = torch.nn.Parameter(torch.eye(WIDTH))
+
+    def forward(self, x):
+        for _ in range(8):
+            x = self.tail(x) @ self.weight
+        return x
+
+
+def slower(report):
+    return [f for f in report.findings if "makes the region slower" in f.message]
+
+
+def test_the_report_says_that_a_graph_for_each_small_region_makes_it_slower(ri):
+    model = Small(ri, {"triton.cudagraphs": True}).cuda()
+    eager = Small(ri, None).cuda()
+    compiled = ri.compile(model, capture="model")
+    with torch.no_grad():
+        for _ in range(16):
+            x = torch.randn(8, WIDTH, device="cuda")
+            state = torch.cuda.get_rng_state()
+            torch.testing.assert_close(compiled(x), eager(x), rtol=1e-4, atol=1e-4)
+            assert torch.equal(torch.cuda.get_rng_state(), state)
+    (finding,) = slower(compiled.report)
+    print(finding.text)
+    assert finding.region.startswith("tail")
+    assert "launch by launch (medians of 5 calls each" in finding.message
+
+
+def test_trials_leave_a_training_step_right_and_its_graphs_replaying(ri):
+    compiled, eager = pairs(ri, options={"triton.cudagraphs": True})
+    for number in range(20):
+        torch.manual_seed(number)
+        x = torch.randn(8, WIDTH, device="cuda")
+        for model in (compiled, eager):
+            model.zero_grad()
+            model(x).square().mean().backward()
+        for mine, right in zip(compiled.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, right.grad, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        for _ in range(4):
+            compiled(x)
+        assert launches(lambda: compiled(x))["graphs"] == 2
+
+
+def test_a_large_region_is_not_said_to_be_slower(ri):
+    """Thirty-two kernels that nothing fuses, in one region: one launch instead of thirty-two."""
+
+    @ri.region("chain", options={"triton.cudagraphs": True})
+    def chain(x, weight):
+        for _ in range(32):
+            x = x @ weight
+        return x
+
+    compiled = ri.compile(chain)
+    x, weight = torch.randn(8, WIDTH, device="cuda"), torch.eye(WIDTH, device="cuda")
+    with torch.no_grad():
+        for _ in range(16):
+            torch.testing.assert_close(compiled(x, weight), x)
+    assert slower(compiled.report) == []

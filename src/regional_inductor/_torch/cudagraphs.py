@@ -7,6 +7,7 @@ unrecorded what mutates inputs that may move. They need nothing of Inductor's co
 Checked on torch 2.11 and 2.13: `cudagraph_trees.cudagraphify_impl`, `get_manager`;
 `cudagraph_utils.get_placeholder_info`, `check_multiple_devices_or_any_cpu_nodes`;
 `_inductor.utils.get_first_incompatible_cudagraph_node`, `num_fw_fixed_arguments`, `count_tangents`;
+`cudagraph_trees.ExecutionState` and `CUDAGraphTreeManager.path_state`;
 `_dynamo.backends.cudagraphs.find_input_mutations`, `get_device_node_mapping`, `get_stack_traces`.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,8 @@ import torch.fx
 from torch.fx.node import Node
 
 BoxedCall = Callable[[list[Any]], Any]
+Trial = Callable[[BoxedCall, Callable[[BoxedCall], None]], BoxedCall]
+"""Given what replays, and a function that ends the trial: what to call until then."""
 
 MOST_SIZES = 32
 """Recordings of one callable with symbolic sizes; each holds its own outputs' memory."""
@@ -162,7 +166,13 @@ def emptying(call: Callable[..., Any]) -> BoxedCall:
     return boxed
 
 
-def recorded(call: BoxedCall, plan: Plan, direction: str, most: int = MOST_SIZES) -> BoxedCall:
+def recorded(
+    call: BoxedCall,
+    plan: Plan,
+    direction: str,
+    most: int = MOST_SIZES,
+    trial: Trial | None = None,
+) -> BoxedCall:
     """A callable that records `call` and replays it, one recording a set of sizes.
 
     Args:
@@ -170,26 +180,44 @@ def recorded(call: BoxedCall, plan: Plan, direction: str, most: int = MOST_SIZES
         plan: What `plan_forward` or `plan_backward` found.
         direction: "forward", "backward" or "inference".
         most: How many sets of sizes are recorded; further ones run `call` as it is.
+        trial: Compares replays with something else, for a while.
 
     Returns:
         A boxed callable.
     """
-    replay: BoxedCall | None = None
-    unrecorded = running_backward(call, plan.device) if direction == "backward" else call
+    now: BoxedCall = call  # until `start` is there
+
+    def start(arguments: list[Any]) -> Any:
+        replay = _replaying(call, arguments, plan, direction)
+        if any(type(value) is int for value in arguments):
+            unrecorded = running_backward(call, plan.device) if direction == "backward" else call
+            replay = _for_few_sizes(replay, unrecorded, most)
+        settle(replay if trial is None else trial(replay, settle))
+        return now(arguments)
+
+    def settle(replay: BoxedCall) -> None:
+        nonlocal now
+        now = replay
+
+    def run(arguments: list[Any]) -> Any:
+        return now(arguments)
+
+    now = start
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
+def _for_few_sizes(replay: BoxedCall, unrecorded: BoxedCall, most: int) -> BoxedCall:
     seen: set[tuple[int, ...]] = set()
 
     def run(arguments: list[Any]) -> Any:
-        nonlocal replay
-        if replay is None:
-            replay = _replaying(call, arguments, plan, direction)
         sizes = tuple(value for value in arguments if type(value) is int)
-        if sizes and sizes not in seen:
+        if sizes not in seen:
             if len(seen) >= most:
                 return unrecorded(arguments)
             seen.add(sizes)
         return replay(arguments)
 
-    run._boxed_call = True  # type: ignore[attr-defined]
     return run
 
 
@@ -228,3 +256,28 @@ def running_backward(call: BoxedCall, device: int) -> BoxedCall:
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run
+
+
+class Stopwatch:
+    """Times calls on one device, from when it is idle until what was called has finished there."""
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+
+    def is_usable(self) -> bool:
+        """Whether the device may be waited for: while a stream is recorded it may not."""
+        return not torch.cuda.is_current_stream_capturing()
+
+    def seconds_of(self, call: Callable[[], Any]) -> tuple[float, Any]:
+        torch.cuda.synchronize(self._device)
+        start = time.perf_counter()
+        result = call()
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter() - start, result
+
+    def has_replayed(self) -> bool:
+        """Whether the latest call of something recorded replayed it; it may have recorded it anew."""
+        from torch._inductor.cudagraph_trees import ExecutionState, get_manager
+
+        manager = get_manager(self._device, create_if_none_exists=False)
+        return manager is not None and manager.path_state is ExecutionState.EXECUTION
