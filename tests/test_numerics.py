@@ -19,7 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import regional_inductor as ri
 from regional_inductor import op_trials
-from regional_inductor._torch import exact_cuda, exact_formulas, exact_ops, exact_trials, loops
+from regional_inductor._torch import (
+    cuda_candidates,
+    exact_cuda,
+    exact_formulas,
+    exact_ops,
+    exact_trials,
+    loops,
+)
 from regional_inductor._torch.trial_inputs import dense_inputs
 from regional_inductor.exactness import unequal_bits
 
@@ -393,8 +400,8 @@ def test_inductors_own_lowering_and_others_are_candidates_where_there_are_no_for
 ):
     monkeypatch.setattr(exact_cuda, "DEVICES", frozenset({"cpu"}))
     wrong_and_right = [lambda x: x.abs(), lambda x: torch.where(x < 0, 0 * x, x)]
-    monkeypatch.setitem(exact_cuda._CANDIDATES, "aten.abs.default", wrong_and_right[1:])
-    monkeypatch.setitem(exact_cuda._CANDIDATES, "aten.neg.default", wrong_and_right[:1])
+    monkeypatch.setitem(cuda_candidates.CANDIDATES, "aten.abs.default", wrong_and_right[1:])
+    monkeypatch.setitem(cuda_candidates.CANDIDATES, "aten.neg.default", wrong_and_right[:1])
 
     @ri.region("some", numerics="eager")
     def f(x):
@@ -479,32 +486,44 @@ _CALLS = {
     "elu": (1.5, 0.7, 1.2), "elu_backward": (1.5, 0.7, 1.2, False, ...), "hardswish": (),
     "hardsigmoid": (), "hardswish_backward": (...,), "hardsigmoid_backward": (...,),
     "add": (...,), "sub": (...,), "addcdiv": (..., ...), "lerp": (..., ...), "logaddexp": (...,),
-    "log_sigmoid_backward": (..., ...), "pow": (3.0,), "div": (0.3,),
+    "log_sigmoid_backward": (..., ...), "pow": (3.0,), "div": (0.3,), "reciprocal": (), "neg": (),
+    "relu": (), "maximum": (...,), "minimum": (...,), "fmax": (...,), "fmin": (...,),
+    "clamp": (..., ...), "threshold": (0.1, 0.3), "threshold_backward": (..., 0.1),
+    "remainder": (...,), "floor_divide": (...,), "mse_loss": (..., 0),
+    "mse_loss_backward": (..., ..., 0),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(exact_cuda._CANDIDATES))
+@pytest.mark.parametrize("name", sorted(cuda_candidates.CANDIDATES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_candidates_for_cuda_compute_what_their_operator_does(name, dtype):
     """Up to rounding; which of them equals eager on CUDA is for a trial there to find out."""
     packet, overload = name.split(".")[1:]
     operator = getattr(getattr(torch.ops.aten, packet), overload)
     generator = torch.Generator().manual_seed(0)
-    rest = _CALLS[packet]
-    if overload == "Scalar":
+    rest = _CALLS.get(packet, ())
+    if name == "aten.lerp.Scalar":
         rest = (..., 0.7)
+    elif overload == "Scalar":
+        rest = (0.7,)
+    elif overload == "Tensor_mode":
+        rest = (...,)
     args = [
         torch.randn(500, generator=generator).to(dtype) if a is ... else a for a in (..., *rest)
     ]
     kwargs = {"alpha": 0.3} if packet in ("add", "sub") else {}
+    if overload == "Tensor_mode":
+        kwargs = {"rounding_mode": "floor"}
     if packet == "log_sigmoid_backward":  # the CPU's reads what its forward kept
         args[2] = torch.ops.aten.log_sigmoid_forward(args[1])[1]
     expected = operator(*args, **kwargs).float()
-    for candidate in exact_cuda._CANDIDATES[name]:
+    for candidate in cuda_candidates.CANDIDATES[name]:
         result = candidate(*args, **kwargs)
-        assert result.dtype is dtype
+        assert result.dtype is operator(*args, **kwargs).dtype
         tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-5
-        torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(
+            result.float(), expected, atol=tolerance, rtol=tolerance, equal_nan=True
+        )
 
 
 def test_the_numerics_of_a_region_are_in_its_key():

@@ -25,7 +25,7 @@ from torch.fx.node import Node
 
 from . import exact_cuda, exact_expansions, exact_gelu
 from . import exact_formulas as f
-from .exact_cuda import NotExactError as _NotExactError
+from .cuda_candidates import NotExactError as _NotExactError
 from .exact_formulas import Formula
 from .loops import ALL_VECTOR, contiguous_strides, one_dense_block, scalar_positions
 from .symbols import symbols_of

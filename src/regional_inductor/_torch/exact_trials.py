@@ -19,6 +19,7 @@ import torch.fx
 from torch.fx.node import Node, map_arg
 
 from . import exact_cuda
+from .cuda_candidates import NotExactError
 from .exact_cuda import Candidate
 
 ELEMENTS = {"cpu": (1 << 16) + 5, "cuda": (1 << 20) + 5}
@@ -241,7 +242,7 @@ def fits(attempt: Attempt) -> bool:
     copies = {n: graph.placeholder("operand") for n in attempt.node.all_input_nodes}
     try:
         result = inlined(graph, attempt.node, function, copies)
-    except exact_cuda.NotExactError:
+    except NotExactError:
         return False
     made, wanted = result.meta["val"], attempt.node.meta["val"]
     return (made.dtype, made.shape) == (wanted.dtype, wanted.shape)
