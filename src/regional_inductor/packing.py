@@ -14,7 +14,7 @@ import json
 import linecache
 import pickle
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ import torch.fx
 
 from ._torch import bundle, targets
 from ._torch.fx import is_boxed
+from .layouts import Strides
 from .regions import RegionCall
 from .runtime import EffectfulRegion, boxed_function, named_function, region_call_of
 
@@ -178,7 +179,8 @@ class _Pickler(pickle.Pickler):
             return targets.operator_named, (targets.operator_path(value),)
         call = region_call_of(value)
         if call is not None:
-            return _named, (_Region(self._packer.region(value.__wrapped__, call)), call)
+            region = _Region(self._packer.region(value.__wrapped__, call))
+            return _named, (region, call, getattr(value, "promised_strides", ()))
         return NotImplemented
 
     def persistent_id(self, value: Any) -> Any:
@@ -201,5 +203,9 @@ class _Region:
         self.number = number
 
 
-def _named(compiled: Callable[..., Any], call: RegionCall) -> Callable[..., Any]:
-    return boxed_function(compiled, call) if is_boxed(compiled) else named_function(compiled, call)
+def _named(
+    compiled: Callable[..., Any], call: RegionCall, promised: Sequence[Strides]
+) -> Callable[..., Any]:
+    if is_boxed(compiled):
+        return boxed_function(compiled, call, promised)
+    return named_function(compiled, call)

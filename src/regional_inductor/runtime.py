@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch.fx
 from torch.autograd import profiler
 from torch.fx.node import Node
 
+from . import layouts
 from ._torch import direct, direct_artifact, inductor
 from ._torch.direct import innermost_callable
 from ._torch.values import is_fake
-from .errors import RegionError, compose
+from .errors import RegionError, compose, warn
 from .regions import REGION_META, RegionCall
 
 RegionFunction = Callable[..., Any]
@@ -43,25 +44,39 @@ def named_function(compiled: Callable[..., Any], call: RegionCall) -> RegionFunc
     return region
 
 
-def boxed_function(compiled: Callable[[list[Any]], Any], call: RegionCall) -> RegionFunction:
+def boxed_function(
+    compiled: Callable[[list[Any]], Any], call: RegionCall, promised: Sequence[layouts.Strides] = ()
+) -> RegionFunction:
     """A region that takes one list of arguments and empties it, so that inputs are freed early.
 
     It costs a Python call over Inductor's own. Its name is in tracebacks and in the profiler.
+
+    Args:
+        compiled: The compiled region.
+        call: What it is called for.
+        promised: The strides of its arguments by the capture, if a copy of an argument does as well.
     """
     innermost = innermost_callable(compiled)
-    first = True
+    first = out_of_the_ordinary = True
+    misplaced: dict[int, tuple[int, ...]] = {}
     name = call.name
 
-    def first_or_profiled(args: list[Any]) -> Any:
-        nonlocal first
-        run = compiled if first else innermost
-        first = False
+    def careful(args: list[Any]) -> Any:
+        nonlocal first, out_of_the_ordinary, misplaced
+        run = innermost
+        if first:
+            run = compiled
+            misplaced = layouts.misplaced(args, promised)
+            if misplaced:
+                _say_misplaced(call, misplaced)
+            first, out_of_the_ordinary = False, bool(misplaced)
+        layouts.lay_out(args, misplaced)
         return run_under_name(name, run, args)
 
     def region(args: list[Any]) -> Any:
         try:  # costs nothing until something is raised
-            if first or profiler._is_profiler_enabled:
-                return first_or_profiled(args)
+            if out_of_the_ordinary or profiler._is_profiler_enabled:
+                return careful(args)
             return innermost(args)
         except Exception as error:
             name_region(error, call)
@@ -72,7 +87,19 @@ def boxed_function(compiled: Callable[[list[Any]], Any], call: RegionCall) -> Re
     region.__module__ = "regional_inductor"
     region.__wrapped__ = compiled  # type: ignore[attr-defined]
     region.region_call = call  # type: ignore[attr-defined]
+    region.promised_strides = promised  # type: ignore[attr-defined]
     return region
+
+
+def _say_misplaced(call: RegionCall, misplaced: Mapping[int, tuple[int, ...]]) -> None:
+    places = ", ".join(map(str, misplaced))
+    warn(
+        f"an operator before this region gives other strides than its fake implementation: input {places} "
+        "of the region is copied at each call",
+        region=call.name,
+        source=call.source,
+        hint="mark that operator as well, or make its result contiguous before the region",
+    )
 
 
 def region_call_of(function: Any) -> RegionCall | None:

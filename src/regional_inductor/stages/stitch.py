@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch.fx
 from torch.fx.node import Node
 
+from .. import layouts
 from .._torch.direct import is_lowered_directly, refusal
 from .._torch.fx import has_plain_codegen, set_boxed
 from ..options import MARK_KEY
@@ -85,12 +86,12 @@ def _replace_call(
         function = named_function(region.call, call)
         submodules[name] = region.call
     elif region.boxed and not settings.guarded:
-        function = boxed_function(region.call, call)
+        function = boxed_function(region.call, call, _promised_strides(region, eager))
         node.args = (list(node.args),)
     elif settings.guarded:
         expected = [n.meta.get("val") for n in eager.graph.nodes if n.op == "placeholder"]
         compiled = serialisable(region.call, eager, dict(region.options), call, settings)
-        functional = is_lowered_directly(region.call) or not refusal(eager, region.options)
+        functional = _is_functional(region, eager)
         function = guarded_function(compiled, eager, expected, call, functional=functional)
         submodules[name] = eager
     else:
@@ -106,6 +107,21 @@ def _replace_call(
         return
     node.op = "call_function"
     node.target = function
+
+
+def _is_functional(region: CompiledRegion, eager: torch.fx.GraphModule) -> bool:
+    """Whether a region neither writes to its inputs nor returns views of them."""
+    return is_lowered_directly(region.call) or not refusal(eager, region.options)
+
+
+def _promised_strides(
+    region: CompiledRegion, eager: torch.fx.GraphModule
+) -> tuple[layouts.Strides, ...]:
+    if not _is_functional(region, eager):
+        return ()  # a copy of an input would not do
+    return layouts.promised_strides(
+        n.meta.get("val") for n in eager.graph.nodes if n.op == "placeholder"
+    )
 
 
 def _put_back(call: Node, region: torch.fx.GraphModule, outlined: OutlinedGraph) -> None:
