@@ -137,11 +137,11 @@ def main() -> int:
             name, outcomes = trials[trial], trial.result()
             results[name] = outcomes
             print(f"{name:32}", *(f"{o['mode']} {o['verdict']:8}" for o in outcomes), flush=True)
+            results = {name: results[name] for name in known if name in results}
             if arguments.results:
                 arguments.results.write_text(json.dumps(results, indent=1))
-    results = {name: results[name] for name in known if name in results}
-    if arguments.table:
-        arguments.table.write_text(page(results))
+            if arguments.table:
+                arguments.table.write_text(page(results))
     bad = sorted(n for n, each in results.items() if any(o["verdict"] in _BAD for o in each))
     total = len(results)
     print(
