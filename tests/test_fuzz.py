@@ -11,6 +11,8 @@ from tests.fuzz import comparing
 from tests.fuzz.comparing import Difference, EagerFails, check, difference, load, run
 from tests.fuzz.programs import KINDS, Block, Program, Statement, programs, source
 
+import regional_inductor as ri
+
 _TWO = Block((Statement("sin"), Statement("mul", 0, 1)), scope="region")
 
 
@@ -19,6 +21,35 @@ _TWO = Block((Statement("sin"), Statement("mul", 0, 1)), scope="region")
 def test_random_programs_equal_eager(program):
     with contextlib.suppress(EagerFails):
         check(program, "eager")
+
+
+@pytest.mark.parametrize("through", ["drop-in", "halves"])
+def test_random_programs_through_the_drop_in_pass_equal_eager(through):
+    @settings(max_examples=6, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(programs(through=through))
+    def attempt(program):
+        with contextlib.suppress(EagerFails):
+            check(program, "eager")
+
+    attempt()
+
+
+@pytest.mark.parametrize(
+    ("through", "entry"),
+    [("compile", "compile"), ("drop-in", "regional_inductor"), ("halves", "compile_regions")],
+)
+def test_a_program_goes_through_the_entry_point_that_was_asked_for(monkeypatch, through, entry):
+    calls = []
+    for name in ("compile", "regional_inductor", "compile_regions"):
+        usual = getattr(ri, name)
+
+        def noted(*args, name=name, usual=usual, **options):
+            calls.append(name)
+            return usual(*args, **options)
+
+        monkeypatch.setattr(ri, name, noted)
+    assert check(Program((_TWO,), through=through), "eager") == "eager"
+    assert set(calls) == {entry}
 
 
 @pytest.mark.parametrize("kind", KINDS)

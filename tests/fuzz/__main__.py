@@ -1,7 +1,7 @@
 """Fuzzing: random programs with random marks, compiled and eager, forward and backward.
 
 usage: python -m tests.fuzz [--programs N] [--seed S] [--jobs J] [--compiled SHARE] [--numerics KIND]
-           [--device cpu] [--minutes M]
+           [--through ENTRY] [--device cpu] [--minutes M]
 
 A program that differs from eager is shrunk, printed and written to `fuzz-failures/`. Exit code 1 then.
 """
@@ -68,7 +68,9 @@ def fuzz(
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
-    @given(programs(numerics=arguments.numerics, device=arguments.device))
+    @given(
+        programs(numerics=arguments.numerics, device=arguments.device, through=arguments.through)
+    )
     def attempt(program: Program) -> None:
         try:
             equals = check(program, region_backend)
@@ -110,6 +112,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--compiled", type=float, default=0.2, help="share that Inductor compiles")
     parser.add_argument("--numerics", choices=("default", "eager"), default="default")
+    parser.add_argument(
+        "--through",
+        choices=("compile", "drop-in", "halves"),
+        default="compile",
+        help="ri.compile, the drop-in pass as AOTAutograd's compilers, or that in its two halves",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, help="start no further programs after these")
     parser.add_argument("--tally", help=argparse.SUPPRESS)  # where a worker writes its counts
@@ -137,6 +145,7 @@ def _in_processes(arguments: argparse.Namespace) -> int:
                 command = [sys.executable, "-m", "tests.fuzz", f"--programs={share}"]
                 command += [f"--seed={next_seed}", f"--compiled={arguments.compiled}"]
                 command += [f"--numerics={arguments.numerics}", f"--device={arguments.device}"]
+                command += [f"--through={arguments.through}"]
                 command += [f"--tally={tallies}/{next_seed}.json"]
                 # Programs are small: threads would only wait for each other.
                 one = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}

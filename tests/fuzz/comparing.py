@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.backends.common import aot_autograd
 
 import regional_inductor as ri
 from regional_inductor.exactness import unequal_bits
@@ -119,16 +120,26 @@ def check(program: Program, region_backend: str) -> str:
 
 
 def _ours(program: Program, text: str, folder: str, region_backend: str) -> Any:
-    return ri.compile(
-        load(text, Path(folder)).program,
-        dynamic=program.dynamic,
-        merge=program.merge,
-        numerics=program.numerics,
-        on_error="raise",
-        region_backend=region_backend,
-        # torch's own draws; Inductor's would differ and be no less right.
-        options={"fallback_random": True},
-    )
+    function = load(text, Path(folder)).program
+    settings = {
+        "merge": program.merge,
+        "numerics": program.numerics,
+        "on_error": "raise",
+        "region_backend": region_backend,
+    }
+    # torch's own draws; Inductor's would differ and be no less right.
+    options = {"fallback_random": True}
+    if program.through == "compile":
+        return ri.compile(function, dynamic=program.dynamic, options=options, **settings)
+
+    def compiler(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        if program.through == "drop-in":
+            return ri.regional_inductor(gm, *inputs, **options, **settings)
+        outlined = ri.outline_regions(gm, **options, **settings)
+        return ri.compile_regions(outlined, **options, **settings)
+
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    return torch.compile(function, dynamic=program.dynamic, backend=backend)
 
 
 def _problem(
@@ -153,7 +164,7 @@ def _problem(
 def _described(program: Program) -> str:
     return (
         f"# dynamic={program.dynamic} merge={program.merge} numerics={program.numerics} "
-        f"gradients={program.inputs}\n"
+        f"through={program.through} gradients={program.inputs}\n"
     )
 
 

@@ -136,6 +136,9 @@ class Program:
     numerics: str = "default"
     outputs: int = 2
     device: str = "cpu"
+    through: str = "compile"
+    """By which entry point: "compile" (`ri.compile`); "drop-in" (the pass as AOTAutograd's compilers, as
+    PyTorch's is used) or "halves" (the same in its two halves)."""
 
 
 def statements(kinds: tuple[str, ...]) -> st.SearchStrategy[Statement]:
@@ -146,7 +149,10 @@ def statements(kinds: tuple[str, ...]) -> st.SearchStrategy[Statement]:
 
 
 def programs(
-    kinds: tuple[str, ...] = tuple(KINDS), numerics: str = "default", device: str = "cpu"
+    kinds: tuple[str, ...] = tuple(KINDS),
+    numerics: str = "default",
+    device: str = "cpu",
+    through: str = "compile",
 ) -> st.SearchStrategy[Program]:
     """Programs of up to some thirty statements, in up to three levels of blocks."""
     statement = statements(kinds)
@@ -170,6 +176,7 @@ def programs(
         st.just(numerics),
         st.integers(1, 3),
         st.just(device),
+        st.just(through),
     )
 
 
