@@ -75,3 +75,33 @@ def test_what_somebody_has_frozen_stays_frozen():
         assert gc.get_freeze_count() == frozen
     finally:
         gc.unfreeze()
+
+
+class Dropped:
+    """Garbage of some size, as a graph is: thousands of objects that hold each other."""
+
+    def __init__(self):
+        self.parts = [[self] for _ in range(10_000)]
+
+
+def test_a_process_that_only_compiles_has_its_full_collections_too():
+    """Freezing sets back the counts by which Python knows that one is due."""
+    made = []
+    for _ in range(60):
+        with only_new_garbage():
+            pass
+        made.append(weakref.ref(Dropped()))
+    assert sum(dropped() is not None for dropped in made) < 40
+
+
+def test_who_switched_collection_off_gets_none():
+    gc.disable()
+    try:
+        made = []
+        for _ in range(60):
+            with only_new_garbage():
+                pass
+            made.append(weakref.ref(Dropped()))
+        assert all(dropped() is not None for dropped in made)
+    finally:
+        gc.enable()
