@@ -190,7 +190,7 @@ def run_pass(
 
     pipeline.run(gm, example_inputs, settings, stages=stages, observer=observe)
     report.graphs[before:] = with_times(report.graphs[before:], trace)
-    set_calling_convention(gm)
+    set_calling_convention(gm, settings)
     if settings.for_file:
         return inductor.portable_code(gm)
     if settings.region_backend == "inductor" and inductor.autograd_cache_forced():
@@ -274,7 +274,7 @@ def compile_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
     report.code.update(code_of(compiled))
     log_regions(report.graphs)
     stitch(compiled, settings)
-    set_calling_convention(gm)
+    set_calling_convention(gm, settings)
     publish(report)
     if settings.region_backend == "inductor" and inductor.autograd_cache_forced():
         return inductor.regional_output_code(gm)  # type: ignore[no-any-return]

@@ -18,6 +18,7 @@ from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_modu
 from torch.fx.graph import CodeGen, _BoxedCodeGen
 from torch.fx.node import map_arg
 
+from . import eager_calls
 from .versions import is_one_of
 
 
@@ -60,6 +61,21 @@ class BoxedOrPositionalCodeGen(_BoxedCodeGen):
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         return [*super().additional_globals(), ("_bind_positional", bind_positional)]
+
+
+class DirectCodeGen(BoxedOrPositionalCodeGen):
+    """The same, with eager operators called without detours through Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._body_transformer = _with_direct_calls
+
+    def additional_globals(self) -> list[tuple[str, Any]]:
+        return [*super().additional_globals(), (eager_calls.NAME, eager_calls.EAGER)]
+
+
+def _with_direct_calls(body: list[str]) -> list[str]:
+    return eager_calls.with_direct_calls(drop_references_before_region_calls(body))
 
 
 # FX writes a call, and then the variables that it was the last to use: `;  x = y = None`.
@@ -110,7 +126,8 @@ def bind_positional(
 
 def has_plain_codegen(graph: torch.fx.Graph) -> bool:
     """Whether nothing (pytree or other code generation of the caller's) would be lost by boxing."""
-    return type(graph._codegen) in (CodeGen, _BoxedCodeGen, BoxedOrPositionalCodeGen)
+    kinds = (CodeGen, _BoxedCodeGen, BoxedOrPositionalCodeGen, DirectCodeGen)
+    return type(graph._codegen) in kinds
 
 
 def lazy_graph_module(
@@ -125,8 +142,14 @@ def lazy_graph_module(
         return _make_graph_module(attributes, graph, class_name)
 
 
-def set_boxed(graph: torch.fx.Graph) -> None:
-    graph.set_codegen(BoxedOrPositionalCodeGen())
+def set_boxed(graph: torch.fx.Graph, *, direct: bool = False) -> None:
+    """Have a graph's code take one list, or plain arguments.
+
+    Args:
+        graph: The graph.
+        direct: Whether eager operators may be called by other names than the graph has for them.
+    """
+    graph.set_codegen(DirectCodeGen() if direct else BoxedOrPositionalCodeGen())
 
 
 def is_boxed(compiled: Callable[..., Any]) -> bool:

@@ -62,10 +62,14 @@ def commit(graph: CompiledGraph) -> None:
     module.graph = graph.outlined.graph  # which generates its code
 
 
-def set_calling_convention(module: torch.fx.GraphModule) -> None:
-    """Boxed or positional, for the outermost graph; HOPs call the bodies with plain arguments."""
+def set_calling_convention(module: torch.fx.GraphModule, settings: Settings) -> None:
+    """Boxed or positional, for the outermost graph; HOPs call the bodies with plain arguments.
+
+    What AOTAutograd alone calls calls eager operators directly; the code of a graph in the user's hands
+    reads as the graph does.
+    """
     if has_plain_codegen(module.graph):
-        set_boxed(module.graph)
+        set_boxed(module.graph, direct=not (settings.guarded or settings.for_file))
         module.recompile()
 
 
