@@ -87,6 +87,8 @@ def in_fresh_process(
         What the function returned; `{"error": last line of its standard error}` if it failed.
     """
     variables = {**os.environ, "REGIONAL_INDUCTOR_CACHE": "0"}
+    # Installed packages have their bytecode beside them: ours too, whatever this shell says.
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     if cache is not None:
         variables["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
         variables["REGIONAL_INDUCTOR_CACHE_DIR"] = str(cache / "regions")

@@ -75,7 +75,7 @@ def prepare(path: str, distinct: bool) -> dict[str, Any]:
     """Compile the model, run one training step and save it."""
     import regional_inductor as ri
     from benchmarks import _models
-    from regional_inductor import saved_file
+    from regional_inductor import loading, saved_file  # noqa: F401 - its bytecode is written
 
     shape = _models.Shape(LAYERS, distinct=distinct)
     model = ri.compile(_models.Llama(shape), on_error="raise", capture="model")

@@ -50,7 +50,7 @@ def test_a_constant_comes_back_bit_for_bit(compiled, kind):
     constant = CONSTANTS[kind]
     parts = bundle.dump(compiled(constant))
     bundle.check(parts)
-    (loaded,) = bundle.load(parts, "name")([])
+    (loaded,) = bundle.load(parts)([])
     torch.testing.assert_close(loaded, constant, rtol=0, atol=0, equal_nan=True)
     assert loaded.dtype == constant.dtype
     assert torch.equal(loaded.signbit(), constant.signbit())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import importlib
 import json
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 
 import regional_inductor as ri
 from regional_inductor import disk, saved_file, trust
-from regional_inductor._torch import bundle, machine
+from regional_inductor._torch import bundle, machine, precompile
 from regional_inductor.entry import Entry
 
 SCALE = 3.0
@@ -291,6 +292,26 @@ def test_hooks_of_the_model_run_around_what_was_loaded(path):
     assert "forward" not in vars(fresh)
 
 
+def test_hooks_inside_the_model_are_those_that_were_compiled(path):
+    model = compiled_block()
+    x = torch.ones(4, 8)
+    model(x)
+    model.save(path)
+    hooked = fresh_like(model)
+    hooked.linear.register_forward_hook(lambda module, args, out: out * 2)
+    with pytest.raises(ri.LoadError) as raised:
+        ri.load(path, hooked)
+    assert "Block.linear has 1 forward hooks, and had none when it was saved" in raised.value.what
+    assert "hooks of modules in the model are compiled with it" in raised.value.hint
+    expected = ri.compile(fresh_like(hooked), region_backend="eager")
+    expected.linear.register_forward_hook(lambda module, args, out: out * 2)
+    out = expected(x)
+    expected.save(path)
+    assert_equal([ri.load(path, hooked)(x)], [out])
+    with pytest.raises(ri.LoadError, match="has no hooks, and had 1 forward hooks"):
+        ri.load(path, fresh_like(model))
+
+
 def test_a_copy_of_a_loaded_model_is_a_model_of_its_own(path):
     model = compiled_block()
     x = torch.ones(4, 8)
@@ -360,6 +381,32 @@ def test_what_is_not_as_it_was_in_the_process_is_said(path):
             loaded(torch.ones(3))
     finally:
         torch.set_num_threads(threads)
+
+
+def test_what_loading_would_only_read_past_is_not_in_the_file(path):
+    model = compiled_block()
+    gradients_of(model, torch.ones(4, 8))
+    model.save(path)
+    parts = saved_file.read(path).parts
+    (data,) = (part for name, part in parts.items() if name.startswith("function"))
+    assert b"class GraphModule" not in data  # graphs as text
+    assert b"FrameSummary" not in data  # where in the user's code each guard comes from
+    assert b"EMPTY_NN_MODULE_HOOKS_DICT" not in data  # guards that torch never builds
+    assert data.count(b"___check_type_id") == 0  # what guards were built as
+
+
+def test_loading_looks_for_no_garbage(path, monkeypatch):
+    model = compiled_block()
+    model(torch.ones(4, 8))
+    model.save(path)
+    fresh = fresh_like(model)
+    usual, seen = precompile.LoadedFunction, []
+    monkeypatch.setattr(
+        precompile, "LoadedFunction", lambda *args: (seen.append(gc.isenabled()), usual(*args))[1]
+    )
+    ri.load(path, fresh)
+    assert seen == [False]
+    assert gc.isenabled()
 
 
 # --- guards that torch leaves out -----------------------------------------------------------------
@@ -582,6 +629,14 @@ def test_another_gpu_is_an_error(saved):
     saved.write_bytes(Entry(whole.key, header, whole.parts).to_bytes())
     with pytest.raises(ri.LoadError, match="was made for CUDA Old GPU, and this is"):
         ri.load(saved, Block())
+
+
+def test_a_file_of_another_regional_inductor_is_an_error(saved, monkeypatch):
+    monkeypatch.setattr(saved_file, "package_digest", lambda: "newer")
+    monkeypatch.setattr(saved_file.pickle, "loads", lambda *_: pytest.fail("unpickled"))
+    with pytest.raises(ri.LoadError, match="was saved by another regional_inductor") as raised:
+        ri.load(saved, Block())
+    assert "save it again with the regional_inductor" in raised.value.hint
 
 
 def test_another_format_is_an_error(saved):

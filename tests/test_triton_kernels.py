@@ -129,7 +129,7 @@ def test_a_region_finds_its_kernels_on_a_machine_with_empty_caches(compiled, mac
     bundle.check(parts)
     assert not [name for name, data in parts.items() if str(tmp_path).encode() in data]
     cache = machine("second")
-    loaded = bundle.load(parts, "name")
+    loaded = bundle.load(parts)
     assert loaded([1]) == (2,)
     for digest in HASHES:
         folder = cache / path_key(digest)
@@ -154,7 +154,7 @@ def test_inputs_that_must_be_aligned_are_copied_again_after_loading(compiled, ma
 
     parts = bundle.dump(aligned)
     machine("second")
-    loaded = bundle.load(parts, "name")
+    loaded = bundle.load(parts)
     whole = torch.zeros(5)
     arguments = [whole[1:]]
     assert whole[1:].data_ptr() % 16
@@ -175,10 +175,10 @@ def test_a_choice_made_when_a_kernel_first_ran_goes_along(compiled, machine):
     (later,) = updated
     bundle.check(later)
     machine("second")
-    loaded = next(iter(bundle.load(later, "name").triton.values()))
+    loaded = next(iter(bundle.load(later).triton.values()))
     assert loaded.chosen["XBLOCK"] == 64
     machine("third")
-    assert next(iter(bundle.load(parts, "name").triton.values())).chosen is None
+    assert next(iter(bundle.load(parts).triton.values())).chosen is None
 
 
 def test_a_configuration_found_by_descent_takes_its_binary_along(compiled, machine, tmp_path):
@@ -189,7 +189,7 @@ def test_a_configuration_found_by_descent_takes_its_binary_along(compiled, machi
     kernel = compiled.current_callable.__globals__["triton_fused_add"]
     kernel.save_cache_hook(Config(), 10, found_by_coordesc=True)
     cache = machine("second")
-    bundle.load(updated[0], "name")
+    bundle.load(updated[0])
     assert (cache / path_key("ef" * 32) / "add.cubin").exists()
 
 
@@ -235,7 +235,7 @@ def test_a_folder_that_triton_has_filled_itself_stays_as_it_is(compiled, machine
     mine.mkdir(parents=True)
     (mine / "add.cubin").write_bytes(b"mine")
     (cache / path_key(HASHES[1])).mkdir()  # Triton makes an empty one when it looks
-    bundle.load(parts, "name")
+    bundle.load(parts)
     assert [path.name for path in mine.iterdir()] == ["add.cubin"]
     assert (mine / "add.cubin").read_bytes() == b"mine"
     assert (cache / path_key(HASHES[1]) / "add.cubin").exists()
@@ -249,7 +249,7 @@ def test_a_changed_file_is_not_put_back(compiled, machine):
         bundle.check(changed)
     machine("second")
     with pytest.raises(ValueError, match="not the one that the bundle names"):
-        bundle.load(changed, "name")
+        bundle.load(changed)
 
 
 @pytest.mark.parametrize(

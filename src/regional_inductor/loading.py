@@ -20,8 +20,10 @@ import torch
 from ._torch import precompile
 from ._torch.calls import Modes
 from ._torch.kept_guards import Checks, code_digest
+from ._torch.module_hooks import has_hooks, hooks_inside
 from ._torch.stitched_code import StitchedCode
 from .errors import LoadError, RegionError, UnsavedCallError
+from .garbage import paused_collection
 from .packing import Unpacker
 from .saved_file import Saved, SavedCall, SavedFile, main_file, read
 
@@ -80,10 +82,13 @@ def load(
     name = str(file.about["name"])
     _check_kind(file, model, name)
     try:
-        saved = file.saved()
-        function = _function_for(saved, model)
-        _check_code(saved, function, name, is_module=model is not None)
-        loaded = _Loaded(saved, file, function, model, otherwise)
+        with paused_collection():
+            saved = file.saved()
+            function = _function_for(saved, model)
+            _check_code(saved, function, name, is_module=model is not None)
+            if model is not None:
+                _check_hooks(saved, model, name)
+            loaded = _Loaded(saved, file, function, model, otherwise)
     except RegionError:
         raise
     except Exception as error:
@@ -167,6 +172,20 @@ def _check_code(
                 "changed since it was saved",
                 source=f"{source.module}:{source.line}",
                 hint=again,
+            )
+
+
+def _check_hooks(saved: Saved, model: torch.nn.Module, name: str) -> None:
+    """That the modules in the model have the hooks that were captured with them."""
+    now = hooks_inside(model)
+    for path in sorted({*saved.hooks, *now}):
+        wanted, found = saved.hooks.get(path, ()), now.get(path, ())
+        if wanted != found:
+            raise LoadError(
+                f"{name}.{path} has {', '.join(found) or 'no hooks'}, and had "
+                f"{', '.join(wanted) or 'none'} when it was saved",
+                hint="hooks of modules in the model are compiled with it: give it those that it had, or save "
+                "it with these",
             )
 
 
@@ -363,7 +382,7 @@ class _WithHooks:
         self._lock = threading.RLock()
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        if not _has_hooks(self._model):
+        if not has_hooks(self._model):
             return self._forward(*args, **kwargs)
         variables = vars(self._model)
         with self._lock:
@@ -376,13 +395,3 @@ class _WithHooks:
                     del variables["forward"]
                 else:
                     variables["forward"] = before
-
-
-def _has_hooks(model: torch.nn.Module) -> bool:
-    return bool(
-        model._forward_hooks
-        or model._forward_pre_hooks
-        or model._backward_hooks
-        or model._backward_pre_hooks
-        or precompile.has_global_hooks()
-    )

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import importlib
 import io
-import itertools
 import json
-import linecache
 import pickle
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 import torch.fx
 
+from . import bytecode
 from ._torch import bundle, targets
 from ._torch.fx import is_boxed
 from .layouts import Strides
@@ -29,7 +28,7 @@ from .runtime import EffectfulRegion, boxed_function, named_function, region_cal
 Parts = dict[str, bytes]
 
 _LIBRARY = "library "
-_numbers = itertools.count()
+_GRAPH = "graph"
 
 
 class NotPackedError(Exception):
@@ -109,7 +108,7 @@ class Unpacker:
     def region(self, number: int) -> Callable[..., Any]:
         """A compiled region by its number."""
         if number not in self._regions:
-            self._regions[number] = bundle.load(self._bundle(number), f"{number}")
+            self._regions[number] = bundle.load(self._bundle(number))
         return self._regions[number]
 
     def _bundle(self, number: int) -> Parts:
@@ -120,17 +119,18 @@ class Unpacker:
 
 # --- graphs ----------------------------------------------------------------------------------------
 
-_Described = tuple[str, dict[str, Any], dict[str, Any], bool]
+_Described = tuple[str, bytes, dict[str, Any], dict[str, Any], bool]
 
 
 def _described(module: torch.fx.GraphModule, outermost: bool = True) -> _Described:
-    """Code, what it names, attributes by path, and whether this is the graph that is called first."""
+    """Code twice, what it names, attributes by path, and whether this is the graph that is called first."""
     code = module.graph.python_code(root_module="self")
     paths = {
         str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")
     }
     attributes = {path: _attribute(module, path) for path in sorted(paths)}
-    return code.src, dict(code.globals), attributes, outermost
+    compiled = bytecode.compiled(code.src, _GRAPH)
+    return code.src, compiled, dict(code.globals), attributes, outermost
 
 
 def _attribute(module: torch.nn.Module, path: str) -> Any:
@@ -145,11 +145,13 @@ class _PackedModule(torch.nn.Module):
 
 
 def _made(
-    source: str, names: dict[str, Any], attributes: dict[str, Any], outermost: bool
+    source: str,
+    compiled: bytes,
+    names: dict[str, Any],
+    attributes: dict[str, Any],
+    outermost: bool,
 ) -> Callable[..., Any]:
-    file = f"<regional_inductor loaded graph {next(_numbers)}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    exec(compile(source, file, "exec"), names)
+    exec(bytecode.code_of(source, _GRAPH, compiled), names)
     forward: Callable[..., Any] = names.pop("forward")
     holder = type("_PackedModule", (_PackedModule,), {"forward": forward})()
     for path, value in attributes.items():

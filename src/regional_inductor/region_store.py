@@ -10,8 +10,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from . import ranks
@@ -21,6 +19,7 @@ from .cache import memory
 from .disk import FOLDER, SIZE, SWITCH, Disk
 from .entry import SCHEMA, Entry
 from .errors import warn
+from .own_code import package_digest
 from .region_key import combined_key, key_on_any_gpu
 from .region_requests import RegionRequest
 from .regions import CompiledRegion, Settings
@@ -228,7 +227,7 @@ class _Supply:
         if gpu is not None and entry.key == self.keys[request.key][0]:
             entry = replace(entry, parts=bundle.moved(entry.parts, gpu))
         with inductor.configured(request.options):
-            call = bundle.load(entry.parts, entry.key[:12])
+            call = bundle.load(entry.parts)
         memory.put(request.key, call)
         self.entries[entry.key] = entry
         self._follow(call, entry)
@@ -328,16 +327,6 @@ def _stored_key(
         sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@cache
-def package_digest() -> str:
-    """A digest of this package's own code, any of which may change what a region compiles to."""
-    digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _forbidden() -> str:

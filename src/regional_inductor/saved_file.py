@@ -18,14 +18,17 @@ from typing import Any
 
 from ._torch import machine
 from ._torch.kept_guards import KeptGuards
+from ._torch.module_hooks import Hooks
 from .entry import DamagedError, Entry
 from .errors import LoadError
+from .own_code import package_digest
 from .trust import Seal, UntrustedError, is_sealed
 
 FORMAT = 1
 """Files of another format are refused; it changes with what `Saved` and its parts hold."""
 
 _KEY = "saved function"
+_AGAIN_BY_US = "save it again with the regional_inductor that is to load it"
 _AGAIN = "save it again with the torch and on the kind of machine that it is to be loaded on"
 
 
@@ -79,6 +82,7 @@ class Saved:
         calls: The captured calls, in order.
         compile_arguments: What `compile` was called with; None where that can't be kept.
         main: The file of ``__main__`` then.
+        hooks: Hooks of the modules in a model, which were captured with it.
     """
 
     module: str
@@ -88,6 +92,7 @@ class Saved:
     calls: tuple[SavedCall, ...]
     compile_arguments: Mapping[str, Any] | None
     main: str
+    hooks: Hooks
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ def about(kind: str, name: str, device_kinds: frozenset[str]) -> dict[str, Any]:
     """What a file says of itself: what it holds, and what it was made for."""
     return {
         "format": FORMAT,
+        "regional_inductor": package_digest(),
         "kind": kind,
         "name": name,
         "build": machine.build(),
@@ -178,8 +184,11 @@ def read(path: Path) -> SavedFile:
     if header.get("format") != FORMAT:
         raise LoadError(
             f"{path} has format {header.get('format')}, and this regional_inductor reads {FORMAT}",
-            hint="save it again with the regional_inductor that is to load it",
+            hint=_AGAIN_BY_US,
         )
+    if header["regional_inductor"] != package_digest():
+        # Its parts name functions of this package, generated code calls them, and guards are what it says.
+        raise LoadError(f"{path} was saved by another regional_inductor", hint=_AGAIN_BY_US)
     _fits(path, header["build"], machine.build())
     if header["devices"]:
         _fits(path, header["devices"], machine.device_models(frozenset({"cuda"})))

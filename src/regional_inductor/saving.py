@@ -18,6 +18,7 @@ import torch
 from ._torch import calls, precompile
 from ._torch.calls import CapturedCall, NotDescribedError
 from ._torch.kept_guards import NotKeptError, code_digest
+from ._torch.module_hooks import hooks_inside
 from .backend import compile_captured
 from .compilations import Compilation, CopiedSave, compilation_of
 from .errors import RegionError, SaveError
@@ -286,6 +287,7 @@ def _packed(
         tuple(saved_calls),
         _kept(compilation.arguments),
         main_file(),
+        hooks_inside(compilation.original) if is_module else {},
     )
     parts["saved"] = pickle.dumps(saved)
     kind = "module" if is_module else "function"

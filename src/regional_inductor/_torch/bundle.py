@@ -30,7 +30,6 @@ import inspect
 import io
 import itertools
 import json
-import linecache
 import os
 import pickle
 import sys
@@ -44,6 +43,7 @@ from typing import Any
 import torch
 from torch._guards import TracingContext, tracing
 
+from .. import bytecode
 from . import generated, inductor, moving, triton_kernels
 from .versions import is_one_of
 
@@ -95,18 +95,18 @@ def dump(compiled: Any) -> Parts:
             raise NotBundledError("Inductor is told not to keep Triton's kernels with it")
         parts["artifact"] = _artifact_bytes(compiled)
         parts["sources"] = json.dumps(list(codes)).encode()
+    parts |= {_code_part(code): bytecode.compiled(code, _REGION) for code in codes}
     if triton:
         described["triton"] = {"device": _device_of(triton.values()), "files": {}, "choices": {}}
     parts["bundle"] = json.dumps(described).encode()
     return _with_triton(parts, triton)
 
 
-def load(parts: Mapping[str, bytes], name: str) -> Callable[..., Any]:
+def load(parts: Mapping[str, bytes]) -> Callable[..., Any]:
     """The compiled region that `dump` made parts of.
 
     Args:
         parts: From a source that is trusted: they are executed.
-        name: For tracebacks.
 
     Raises:
         Exception: Whatever a part that doesn't fit this process may cause; there is nothing to undo.
@@ -114,7 +114,7 @@ def load(parts: Mapping[str, bytes], name: str) -> Callable[..., Any]:
     described = json.loads(parts["bundle"])
     kernels = _Kernels(described, parts)
     if described["form"] == "graph":
-        return _load_graph(parts, kernels, name)
+        return _load_graph(parts, kernels)
     artifact = _load_artifact(parts["artifact"], json.loads(parts["sources"]), kernels)
     generated.attach_code(artifact, json.loads(parts["sources"]))
     # The files that its shared objects were loaded from are gone: it is dumped again from these.
@@ -179,7 +179,8 @@ def moved(parts: Mapping[str, bytes], to: int) -> Parts:
         names = {_sha(before[name].encode()): _sha(after[name].encode()) for name in before}
         triton["device"] = to
         triton["choices"] = {names[digest]: choice for digest, choice in triton["choices"].items()}
-    return {**parts, "graph": rewritten.encode(), "bundle": json.dumps(described).encode()}
+    kept = {name: part for name, part in parts.items() if name != _code_part(source)}
+    return {**kept, "graph": rewritten.encode(), "bundle": json.dumps(described).encode()}
 
 
 def check(parts: Mapping[str, bytes]) -> None:
@@ -273,6 +274,14 @@ _COMPILES_BY_ITSELF = (
     "ROCmCodeCache",
     "XPUCodeCache",
 )
+
+
+_REGION = "region"
+
+
+def _code_part(source: str) -> str:
+    """The part that holds a wrapper's bytecode."""
+    return f"bytecode {_sha(source.encode())[:16]}"
 
 
 def _digest(*arguments: Any) -> str:
@@ -489,6 +498,10 @@ class _Kernels:
         kernel: Callable[..., Any] = getattr(_modules[place], found["function"])
         return kernel
 
+    def bytecode_of(self, source: str) -> bytes | None:
+        """The bytecode of a wrapper, if it is in the bundle."""
+        return self._parts.get(_code_part(source))
+
     def put_files_back(self) -> None:
         """Let Triton find its kernels."""
         if self._triton is None:
@@ -556,10 +569,10 @@ class LoadedGraph:
         return self.current_callable(arguments)
 
 
-def _load_graph(parts: Mapping[str, bytes], kernels: _Kernels, name: str) -> LoadedGraph:
+def _load_graph(parts: Mapping[str, bytes], kernels: _Kernels) -> LoadedGraph:
     source = parts["graph"].decode()
     kernels.put_files_back()
-    call = _executed(source, f"<regional_inductor region {name}>", kernels, kernels.constants).call
+    call = _executed(source, kernels, kernels.constants).call
     if kernels.aligned:
         from torch._inductor.utils import align_inputs_from_check_idxs
         from torch.utils._ordered_set import OrderedSet
@@ -568,16 +581,13 @@ def _load_graph(parts: Mapping[str, bytes], kernels: _Kernels, name: str) -> Loa
     return LoadedGraph(call, source, parts, kernels.triton_kernels)
 
 
-def _executed(
-    source: str, file: str, kernels: _Kernels, attributes: Mapping[str, Any]
-) -> types.ModuleType:
+def _executed(source: str, kernels: _Kernels, attributes: Mapping[str, Any]) -> types.ModuleType:
     """A wrapper's module, made without what only code generation needs."""
-    # Tracebacks then show the lines; None as time says that there is no file to compare with.
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    code = bytecode.code_of(source, _REGION, kernels.bytecode_of(source))
     module = types.ModuleType(f"regional_inductor.loaded_{next(_numbers)}")
-    module.__file__ = file
+    module.__file__ = code.co_filename
     vars(module)["__builtins__"] = {**vars(builtins), "__import__": _importing(kernels)}
-    exec(compile(source, file, "exec"), vars(module))
+    exec(code, vars(module))
     vars(module).update(attributes)  # only now: the code sets their names to None
     return module
 
@@ -717,8 +727,7 @@ def _served_wrappers(sources: Sequence[str], kernels: _Kernels) -> Iterator[None
     def cache_hit_post_compile(graph: Any, cache_info: Any, constants: Any) -> Any:
         if graph.source_code not in sources:
             return before.__func__(graph, cache_info, constants)
-        file = f"<regional_inductor region {next(_numbers)}>"
-        module = _executed(graph.source_code, file, kernels, constants.unwrap(graph) or {})
+        module = _executed(graph.source_code, kernels, constants.unwrap(graph) or {})
         graph.current_callable = module.call
         graph.recursively_apply_fns = getattr(module, "recursively_apply_fns", None)
         graph.compiled_fn_runner = getattr(module, "runner", None)

@@ -124,9 +124,14 @@ class Collector:
         """For torch: which guards it shall save."""
         from torch._dynamo.guards import CheckFunctionManager
 
+        from .slim_state import is_never_built
+
         unsaved = set(CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES)
         kept = []
         for entry in entries:
+            if is_never_built(entry.guard_type):
+                kept.append(False)
+                continue
             name = _expression(entry.orig_guard)
             kinds = {entry.guard_type, *entry.derived_guard_types}
             ours = entry.guard_type in _VIEW_OF or bool(kinds & (_ABOUT_THE_OBJECT - unsaved))

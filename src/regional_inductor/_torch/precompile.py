@@ -118,6 +118,8 @@ def capture(
     from torch._dynamo.utils import dynamo_timed, get_metrics_context
     from torch._guards import TracingContext, tracing
 
+    from .slim_state import slim_guards
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(get_metrics_context())
         stack.enter_context(dynamo_timed("regional_inductor.save"))
@@ -155,7 +157,7 @@ def capture(
             "G": captured.output_graph.global_scope,
         }
         guards = kept_guards.Collector(scope, traced.__code__.co_freevars)
-        with modes():
+        with modes(), slim_guards():
             checks = captured.build_guards(
                 traced.__code__,
                 hooks=Hooks(guard_filter_fn=guards.keep_what_torch_saves),
@@ -226,15 +228,16 @@ def _mode_stack(
 
 def _serialisable(compiled: Any) -> tuple[Any, tuple[Any, ...]]:
     """AOTAutograd's result as torch serialises it, and the stitched graphs in it."""
-    from torch._dynamo.aot_compile_types import BundledAOTAutogradSerializableCallable
+    from .slim_state import SlimResult, without_texts
 
     if getattr(compiled, "serialize", None) is None:
         raise NotCapturedError("AOTAutograd can't serialise what it made of the graph")
     entry = compiled.serialize()
     # For compiled autograd, which would compile the backward graph once more; it holds that graph.
     entry.serialized_bw_module = None
+    without_texts(entry)
     loadable = [entry.compiled_fw, *([entry.compiled_bw] if entry.compiled_bw is not None else [])]
-    return BundledAOTAutogradSerializableCallable(compiled), tuple(one.result for one in loadable)
+    return SlimResult(compiled), tuple(one.result for one in loadable)
 
 
 class LoadedFunction:
@@ -299,11 +302,6 @@ def closed_over(function: Callable[..., Any]) -> dict[str, Any]:
         for name, cell in cells.items()
         if isinstance(cell.cell_contents, (types.FunctionType, type, torch.nn.Module))
     }
-
-
-def has_global_hooks() -> bool:
-    """Whether hooks are registered for all modules of the process."""
-    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def _reason(error: BaseException) -> str:
