@@ -493,3 +493,86 @@ def test_another_choice_is_an_error():
     with pytest.raises(ri.OptionError, match=r"recompute='yes' is not a choice") as caught:
         ri.compile(smooth, recompute="yes")
     assert "'regions', 'off'" in str(caught.value)
+
+
+# --- views ----------------------------------------------------------------------------------------
+
+
+def kept_tensors(function, *args):
+    """What a forward pass keeps for backward."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        function(*args)
+    return kept
+
+
+@ri.region("block")
+def block(x, w):
+    """Three products of one value, as the projections of an attention layer."""
+    h = norm(x)
+    q, k, v = (F.linear(h, w) for _ in range(3))
+    return q * k + v.sin()
+
+
+def test_of_a_view_what_it_looks_at_is_kept_and_the_view_is_made_again(data):
+    x, w = data
+    kept = kept_tensors(compiled(block), x, w)
+    storages = [t.untyped_storage().data_ptr() for t in kept]
+    assert len(set(storages)) == len(storages)
+    (weight,) = [t for t in kept if t.data_ptr() == w.data_ptr()]
+    assert weight.stride() == w.stride()  # and not that of its transpose
+
+
+def test_views_made_again_change_no_gradient_and_no_operator(data):
+    assert_bitwise(block, *data)
+
+
+def test_a_weight_that_is_written_before_backward_is_noticed_as_in_eager_mode(data):
+    for call in (block, compiled(block)):
+        x, w = fresh(data)
+        out = call(x, w)
+        with torch.no_grad():
+            w.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+
+
+def test_a_view_that_an_eager_operator_reads_in_backward_is_kept(data):
+    @ri.region("turned")
+    def turned(w):
+        return w.sin().t()
+
+    def f(x, w):
+        return x @ turned(w)
+
+    views = []
+    for recompute in ("regions", "off"):
+        assert_bitwise(f, *data, recompute=recompute)
+        views.append(operators(ri.last_report(), "backward")["aten.t.default"])
+    assert views[0] == views[1]
+
+
+def test_an_input_is_kept_rather_than_another_value_of_its_size(data):
+    x, w = data[0].detach(), data[1][0].detach().clone().requires_grad_()
+
+    @ri.region("scaled")
+    def scaled(x, w):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * w
+
+    # The weight's gradient needs the normed values: x and one number a row give them.
+    assert kept_bytes(compiled(scaled), x, w) == ROWS * 4
+
+
+@pytest.mark.inductor
+def test_a_region_that_keeps_views_is_lowered_without_a_second_autograd(data, monkeypatch):
+    from regional_inductor._torch import inductor
+
+    def refused(*args):
+        raise AssertionError("a region took the long way")
+
+    monkeypatch.setattr(inductor, "compile_standalone", refused)
+
+    def f(x, w):
+        return block(x, w) * 0.01
+
+    assert_trains_like_eager(compiled(f, region_backend="inductor", on_error="raise"), f, *data)

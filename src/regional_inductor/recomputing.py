@@ -129,10 +129,12 @@ def choose_recomputation(
         before = cut.saved_bytes(set())
         nodes = cut.nodes() if recompute == "regions" else []
         after = cut.saved_bytes(set(nodes))
+        if after >= before:
+            nodes, after = [], before
+        if recompute == "regions":
+            nodes = cut.with_views(nodes)
     except (RegionError, UnknownSize):
         return Recomputation()  # a mistake in a mark is reported when marks are collected
-    if after >= before:
-        return Recomputation((), before, before)
     return Recomputation(tuple(nodes), after, before)
 
 
@@ -206,7 +208,7 @@ class _Cut:
             place = self._place_of(node)
             if place is not None:
                 self._places[node] = place
-        written = joint.written_inputs(graph)
+        written = self._written = joint.written_inputs(graph)
         self._exposed = {self._roots[node] for node in (*passes.outputs, *written)}
         candidates = {n for n in self._forward if self._may_run_again(n, written)}
         self._candidates = {n for n in candidates if not self._is_materialized(n)}
@@ -227,6 +229,36 @@ class _Cut:
             saved |= boundary
             self._kept |= {self._roots[node] for node in boundary}
         return [node for node in self._forward if node in again and node not in saved]
+
+    def with_views(self, nodes: Sequence[Node]) -> list[Node]:
+        """The nodes, and the views that backward makes anew of tensors that it gets anyway.
+
+        A view costs nothing there. Kept, it would be a second result for one storage: a region with such
+        results can't be lowered directly, and Inductor's views don't count the writes to what they look at.
+        """
+        again = set(nodes)
+        for node in self._forward:
+            if node not in again and self._is_kept(node, again):
+                again |= self._views_of_what_is_there(node, again)
+        return [node for node in self._forward if node in again]
+
+    def _is_kept(self, node: Node, again: Collection[Node]) -> bool:
+        return self._is_read_by_backward(node) or any(user in again for user in node.users)
+
+    def _views_of_what_is_there(self, node: Node, again: Collection[Node]) -> set[Node]:
+        """The views between a kept node and what it looks at, which is kept instead; else nothing."""
+        found: set[Node] = set()
+        while node in self._places and _is_plain_view(node) and "recompute" not in node.meta:
+            place = self._places[node]
+            if any(
+                self._places.get(user) != place
+                for user in node.users
+                if not _is_symbolic(user) and (user in self._passes.backward or user in again)
+            ):
+                return set()
+            found.add(node)
+            node = node.all_input_nodes[0]
+        return found if node not in again and node not in self._written else set()
 
     def saved_bytes(self, again: Collection[Node]) -> int:
         """Bytes of the storages that the forward pass keeps; inputs are there anyway."""
@@ -347,7 +379,11 @@ class _Cut:
         if root in self._exposed or joint.is_recomputed_by_user(value):
             # What the caller may overwrite before the backward pass, and what isn't there then.
             return None
-        return 0 if root in self._static else bytes_of(value)
+        if root in self._static:
+            return 0
+        # Of two values of one size rather an input: its caller mostly holds it too, and nothing writes it.
+        cost = bytes_of(value)
+        return cost - cost // 8 if root.op == "placeholder" else cost
 
     def _solve(self, group: list[Node]) -> tuple[set[Node], set[Node]]:
         """One minimum cut: which nodes are computed again, and which values are kept for them."""
