@@ -110,3 +110,37 @@ def test_a_pool_that_dies_costs_one_region_of_a_batch(pool_of_the_day, monkeypat
     statuses = {region.name: region.status for region in compiled.report.regions}
     assert statuses == {"a": "compiled", "dies": "eager", "b": "shared", "c": "compiled"}
     stage.forget_compiled_regions()
+
+
+# --- started before they are needed -----------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """As if Triton were there: what happened, in order."""
+    from torch._inductor import async_compile
+
+    seen = []
+    monkeypatch.setattr(workers, "_triton_is_there", lambda: True)
+    monkeypatch.setattr(async_compile, "maybe_warm_pool", lambda: seen.append("workers"))
+    return seen
+
+
+def test_workers_are_started_before_anything_is_captured(ri, started):
+    ri.compile(ri.region("tail")(lambda x: x + 1))
+    assert started == ["workers"]
+
+
+def test_the_backend_starts_workers_before_it_differentiates(started):
+    compiled = torch.compile(lambda x: x + 1, backend="regional_inductor")
+    compiled(torch.ones(2))
+    assert started == ["workers"]
+
+
+@pytest.mark.parametrize("why", ["nothing is compiled", "no Triton"])
+def test_workers_that_nobody_needs_are_not_started(ri, started, monkeypatch, why):
+    backend = "eager" if why == "nothing is compiled" else "inductor"
+    if why == "no Triton":
+        monkeypatch.setattr(workers, "_triton_is_there", lambda: False)
+    ri.compile(lambda x: x + 1, region_backend=backend)
+    assert started == []

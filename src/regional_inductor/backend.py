@@ -13,7 +13,7 @@ import torch
 import torch.fx
 
 from . import pipeline
-from ._torch import dynamo, inductor, ops
+from ._torch import dynamo, inductor, ops, workers
 from ._torch.fx import copy_graph, copy_graph_module
 from .errors import OptionError, did_you_mean
 from .findings import findings_of
@@ -328,7 +328,10 @@ def dynamo_backend(
         OptionError: An unknown option or a wrong value.
     """
     warn_of_lost_regions()
-    return compile_captured(gm, example_inputs, backend_settings(options, mode), Report())
+    settings = backend_settings(options, mode)
+    if settings.region_backend == "inductor":
+        workers.start_early()
+    return compile_captured(gm, example_inputs, settings, Report())
 
 
 def backend_settings(options: Mapping[str, Any] | None, mode: str | None = None) -> Settings:

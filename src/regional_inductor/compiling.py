@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from ._torch import calls, dynamo
+from ._torch import calls, dynamo, workers
 from .backend import backend_settings, compile_captured
 from .block_capture import BlockCapture, blocks_of, release
 from .blocks import Layout, layout_of
@@ -108,6 +108,8 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
             f'cudagraphs="graph" records a whole capture, and capture={capture!r} may make many',
             hint='pass capture="model" as well',
         )
+    if region_backend == "inductor":
+        workers.start_early()
     dynamo.watch_compiles(warn_of_lost_regions)
     settings = backend_settings(
         {

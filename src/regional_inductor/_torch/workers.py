@@ -3,7 +3,8 @@
 Checked on torch 2.11, 2.12 and 2.13: `async_compile.AsyncCompile.pool` and `.process_pool` (cached functions),
 `._ready_future`, `async_compile._pool_set`, `SubprocPool.process`, `.running`, `.write_lock`,
 `.running_waitcounter`, `.pending_futures` and `.shutdown`.
-On another version nothing is found, and nothing is ended or renewed.
+On another version nothing is found, and nothing is ended or renewed. Also `async_compile.maybe_warm_pool`, which
+Inductor's own backend calls, and `torch.utils._triton.has_triton_package`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,27 @@ from typing import Any
 from .versions import is_one_of
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
+
+
+def start_early() -> None:
+    """Have Inductor's worker processes started, as its own backend does before anything else.
+
+    It takes them seconds to be there. Until then Inductor compiles each Triton kernel in this process, one
+    after another.
+    """
+    if not _triton_is_there():
+        return  # nobody else needs them, and so Inductor isn't imported for it
+    from torch._inductor import async_compile
+
+    start = getattr(async_compile, "maybe_warm_pool", None)
+    if start is not None:
+        start()
+
+
+def _triton_is_there() -> bool:
+    from torch.utils._triton import has_triton_package
+
+    return bool(has_triton_package())
 
 
 def thread_ids() -> list[int]:
