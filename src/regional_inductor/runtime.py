@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,9 +11,8 @@ from torch.autograd import profiler
 from torch.fx.node import Node
 
 from . import layouts
-from ._torch import direct, direct_artifact, inductor
+from ._torch import inductor
 from ._torch.direct import innermost_callable
-from ._torch.values import is_fake
 from .errors import RegionError, compose, warn
 from .regions import REGION_META, RegionCall
 
@@ -136,157 +133,6 @@ def name_region(error: Exception, call: RegionCall) -> None:
         add_note(text)
     elif error.args and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]}\n{text}", *error.args[1:])
-
-
-def guarded_function(
-    compiled: Callable[..., Any],
-    eager: torch.fx.GraphModule,
-    expected: Sequence[Any],
-    call: RegionCall,
-    *,
-    functional: bool = False,
-) -> RegionFunction:
-    """A region for graphs that anybody may call, with any arguments.
-
-    Where Dynamo's guards hold, kinds of arguments can't change. Elsewhere they can: a compiled
-    region would read a float64 tensor as float32, or cut autograd's graph silently. So the kinds are
-    checked, fake tensors and tensors that need gradients take the eager path (right, if slower), and
-    a wrong dtype or device raises.
-
-    `functional` says that the region has neither mutation, effects nor symbolic sizes. After a first
-    call whose outputs shared no storage with anything, Inductor's own call is then called directly.
-    """
-    kinds = tuple(
-        (value.dtype, value.device, tuple(d if type(d) is int else None for d in value.shape))
-        if isinstance(value, torch.Tensor)
-        else None
-        for value in expected
-    )
-    trained = any(isinstance(v, torch.Tensor) and v.requires_grad for v in expected)
-    lowered = direct_artifact.lowered_of(compiled)
-    bare: Callable[[list[Any]], Any] | None = None
-    if functional:
-        bare = direct.bare_call(compiled) if lowered is None else innermost_callable(lowered)
-    names: dict[str, Any] = {"compiled": compiled, "ready": bare is None, "bare": bare}
-
-    def careful(*args: Any) -> Any:
-        """Every check, one after another: for calls that are the first or out of the ordinary."""
-        grad = not trained and torch.is_grad_enabled()
-        for index, (value, kind) in enumerate(zip(args, kinds, strict=True)):
-            if kind is None:
-                continue
-            if type(value) not in (torch.Tensor, torch.nn.Parameter):
-                if is_fake(value) or type(value) is not type(expected[index]):
-                    return eager(*args)
-            elif value.dtype is not kind[0] or value.device != kind[1]:
-                raise _wrong_kind(call, index, value, kind)
-            elif len(kind[2]) != value.dim() or any(
-                d is not None and d != size for d, size in zip(kind[2], value.shape, strict=True)
-            ):
-                raise _wrong_kind(call, index, value, kind)
-            if grad and value.requires_grad:
-                return eager(*args)
-        try:
-            result = run_under_name(call.name, compiled, *args)
-        except Exception as error:
-            name_region(error, call)
-            raise
-        if names["bare"] is not None and not names["ready"]:
-            names["ready"] = True
-            if not direct.share_no_storage(args, result):
-                names["bare"] = (
-                    None  # AOTAutograd's wrappers make such outputs views of their inputs
-                )
-                names["ready"] = False
-        return result
-
-    names["careful"] = careful
-    names["name_region"] = lambda error: name_region(error, call)
-    region: RegionFunction = _checking_code(kinds, trained, bare is not None, names)
-    region.__code__ = region.__code__.replace(co_name=call.name)
-    region.__name__ = region.__qualname__ = call.name
-    region.__module__ = "regional_inductor"
-    region.__wrapped__ = compiled  # type: ignore[attr-defined]
-    return region
-
-
-def _checking_code(
-    kinds: Sequence[Any], trained: bool, is_bare: bool, names: dict[str, Any]
-) -> RegionFunction:
-    """A function that makes all checks in one expression and leaves what fails it to `careful`.
-
-    The expression is generated: a loop over arguments cost more than the kernel of a small region.
-    """
-    arguments = [f"a{index}" for index in range(len(kinds))]
-    checks = ["ready", "not profiler._is_profiler_enabled"]
-    names["profiler"] = profiler
-    if is_bare:
-        # AOTAutograd's wrapper, which the bare call leaves out, switches autocast off.
-        checks.append("not autocast_is_on()")
-        names["autocast_is_on"] = direct.autocast_is_on()
-    tensors = []
-    for argument, kind in zip(arguments, kinds, strict=True):
-        if kind is None:
-            continue
-        dtype, device, shape = kind
-        tensors.append(argument)
-        names[f"{argument}_dtype"], names[f"{argument}_device"] = dtype, device
-        checks += [
-            f"(type({argument}) is Tensor or type({argument}) is Parameter)",
-            f"{argument}.dtype is {argument}_dtype",
-            # Comparing devices makes an object first, asking for the CPU doesn't.
-            f"{argument}.is_cpu"
-            if device.type == "cpu"
-            else f"{argument}.device == {argument}_device",
-        ]
-        if None not in shape:
-            checks.append(f"{argument}.shape == {shape!r}")
-        else:
-            checks.append(f"{argument}.dim() == {len(shape)}")
-            checks += [
-                f"{argument}.shape[{d}] == {n}" for d, n in enumerate(shape) if n is not None
-            ]
-    if tensors and not trained:
-        wanted = " or ".join(f"{argument}.requires_grad" for argument in tensors)
-        checks.append(f"not (({wanted}) and is_grad_enabled())")
-    listed = ", ".join(arguments)
-    run = f"compiled({listed})"
-    if is_bare:
-        forget = f"        del {listed}\n" if listed else ""
-        run = "bare(args)"
-    body = f"    if {' and '.join(checks)}:\n"
-    if is_bare:
-        body += f"        args = [{listed}]\n{forget}"
-    # A `try` costs nothing until something is raised.
-    body += f"        try:\n            return {run}\n"
-    body += (
-        "        except Exception as error:\n            name_region(error)\n            raise\n"
-    )
-    code = f"def region({listed}):\n{body}    return careful({listed})\n"
-    names.update(Tensor=torch.Tensor, Parameter=torch.nn.Parameter)
-    names["is_grad_enabled"] = torch.is_grad_enabled
-    exec(_compiled(code), names)
-    region: RegionFunction = names["region"]
-    return region
-
-
-@lru_cache(maxsize=256)
-def _compiled(code: str) -> types.CodeType:
-    """Regions of one kind, of which a model has one a layer, have one text."""
-    return compile(code, "<regional_inductor call>", "exec")
-
-
-def _wrong_kind(call: RegionCall, index: int, value: torch.Tensor, kind: Any) -> RegionError:
-    dtype, device, shape = kind
-    sizes = ", ".join("?" if d is None else str(d) for d in shape)
-    return RegionError(
-        f"argument {index} is a {value.dtype} tensor of shape ({', '.join(map(str, value.shape))}) on "
-        f"{value.device}, but the region was compiled for {dtype}, ({sizes}), {device}",
-        region=call.name,
-        source=call.source,
-        hint="capture and compile the graph again for these inputs, or compile through "
-        'torch.compile(..., backend="regional_inductor"), which recompiles by itself',
-    )
 
 
 class EffectfulRegion(torch.nn.Module):

@@ -10,8 +10,9 @@ from torch.fx.node import Node
 
 from ._torch import inductor
 from ._torch.pickling import dump_graph_module, load_graph_module
+from .checked_calls import guarded_function
 from .errors import RegionError
-from .runtime import guarded_function, named_function, region_calls
+from .runtime import named_function, region_calls
 
 
 class StitchedGraphModule(torch.fx.GraphModule):

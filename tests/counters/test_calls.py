@@ -22,6 +22,7 @@ FEW, MANY = 2, 6
 BACKEND_CALLS = 2  # the region's function and Inductor's `call`
 BACKEND_C_CALLS = 4  # clear, assert_size_stride, empty_strided, the kernel
 DROP_IN_CALLS = 2
+DROP_IN_C_CALLS = 5  # and the check of all arguments
 
 
 def with_regions(count: int):
@@ -98,6 +99,7 @@ def test_a_region_of_the_drop_in_pass_costs_few_calls(kernels):
             memory.clear()
         found = calls_a_region(backend)
     assert python_functions(found) <= DROP_IN_CALLS, found
+    assert sum(found.values()) - python_functions(found) <= DROP_IN_C_CALLS, found
 
 
 def test_calls_leave_nothing_behind():

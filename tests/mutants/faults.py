@@ -114,9 +114,9 @@ FAULTS = (
     ),
     Fault(
         "the drop-in pass doesn't check dtypes",
-        "runtime.py",
-        '            f"{argument}.dtype is {argument}_dtype",\n',
-        "",
+        "checked_calls.py",
+        "elif value.dtype is not kind.dtype or value",
+        "elif value",
         ("tests/correctness/test_07_outside_torch_compile.py",),
     ),
     Fault(

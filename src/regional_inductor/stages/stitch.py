@@ -10,6 +10,7 @@ from torch.fx.node import Node
 from .. import layouts
 from .._torch.direct import is_lowered_directly, refusal
 from .._torch.fx import has_plain_codegen, set_boxed
+from ..checked_calls import guarded_function
 from ..options import MARK_KEY
 from ..region_backends import serialisable
 from ..regions import (
@@ -22,12 +23,7 @@ from ..regions import (
     Settings,
     Stitched,
 )
-from ..runtime import (
-    EffectfulRegion,
-    boxed_function,
-    guarded_function,
-    named_function,
-)
+from ..runtime import EffectfulRegion, boxed_function, named_function
 from ..stitched import make_stitched
 
 
