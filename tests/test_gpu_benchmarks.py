@@ -116,3 +116,16 @@ def test_exposed_communication_is_what_no_other_kernel_hides():
         "idle": 1.0,
     }
     assert distributed.communication([]) == {"communication": 0.0, "exposed": 0.0, "idle": 0.0}
+
+
+def test_blocks_that_are_all_different_are_not_asked_to_be_captured_as_repeated_ones(monkeypatch):
+    from benchmarks.gpu import compile_time
+
+    asked = []
+    run = _run.Run(layers=(8,), distinct=(8, 16), ways=("ours", "ours-blocks"))
+    monkeypatch.setattr(
+        run, "fresh", lambda *_, way, distinct, **__: asked.append((way, distinct)) or {}
+    )
+    compile_time.main(run)
+    assert asked == [("ours", 1), ("ours-blocks", 1), ("ours", 8), ("ours-blocks", 8), ("ours", 16)]
+    assert run.remarks() == ["Left out: ours, blocks captured, 16 distinct: no block is repeated."]

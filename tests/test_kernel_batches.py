@@ -487,3 +487,24 @@ def test_a_region_whose_worker_died_is_compiled_again_alone(cache, monkeypatch):
     assert len(asked) == len(OPS)
     assert {region.status for region in ri.last_report().regions} == {"compiled"}
     torch.testing.assert_close(result, distinct_regions(example()))
+
+
+def test_the_copy_that_is_saved_later_takes_nothing_from_the_graph_when_it_dies():
+    """`CompiledFxGraph.__del__` empties what the graph runs, which a copy has too."""
+    import gc
+
+    from torch._inductor.output_code import CompiledFxGraph
+
+    from regional_inductor._torch.kernel_batches import RegionKernels
+
+    class Runner:
+        def __init__(self):
+            self.partitions = ["code"]
+
+    graph = CompiledFxGraph.__new__(CompiledFxGraph)
+    graph.compiled_fn_runner = Runner()
+    kernels = RegionKernels(None, {})
+    kernels._save_later(lambda *_: None, ("key", graph))
+    del kernels
+    gc.collect()
+    assert graph.compiled_fn_runner.partitions == ["code"]

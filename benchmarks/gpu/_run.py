@@ -18,6 +18,7 @@ class Run:
 
     Attributes:
         layers: Depths to measure, where a benchmark varies it.
+        distinct: Numbers of distinct blocks to measure, likewise.
         ways: Names of `_ways.WAYS`; empty for each benchmark's own choice.
         seconds: Budget of the whole run; a case that would start after it is left out.
         one_case: Most seconds that one process may take.
@@ -28,6 +29,7 @@ class Run:
     """
 
     layers: tuple[int, ...] = ()
+    distinct: tuple[int, ...] = ()
     ways: tuple[str, ...] = ()
     seconds: float = 3600.0
     one_case: float = 300.0

@@ -2,7 +2,8 @@
 
 Seconds from asking for a compiled model to the end of its first training step, with the block stack of `_llama.py`
 at dim 512, ffn 1536, one sequence of 256 tokens, where the device's own time is nothing. First 8, 24 and 96 equal
-layers; then 16 layers whose MLPs have 1, 4 and 16 different widths. Each in a process and a cache folder of its own.
+layers; then 16 layers whose MLPs have 1, 4 and 16 different widths (blocks that are all different can't be captured as
+repeated ones). Each in a process and a cache folder of its own.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ def main(run: Run) -> Outcome:
         for way in ways:
             if layers <= SLOW.get(way, layers):
                 depths += _case(run, way, layers, 1)
-    for distinct in KINDS:
+    for distinct in run.distinct or KINDS:
         for way in ways:
+            if WAYS[way].options.get("capture") == "blocks" and distinct * 2 > DEPTH_OF_KINDS:
+                run.left_out.append(f"{WAYS[way].label}, {distinct} distinct: no block is repeated")
+                continue
             kinds += _case(run, way, DEPTH_OF_KINDS, distinct)
     tables: Tables = {"against layers": depths, "against distinct blocks": kinds}
     remark = f"{os.cpu_count()} cores."

@@ -39,6 +39,22 @@ def test_a_training_step_of_a_marked_llama_equals_eagers(ri, what):
     assert {r.direction for r in regions} == {"forward", "backward"}
 
 
+@pytest.mark.parametrize("what", ["parts", "blocks"])
+@pytest.mark.parametrize("capture", ["blocks", "model"])
+def test_a_compiled_step_never_waits_for_the_device(ri, what, capture):
+    """Where the host waits, nothing is launched meanwhile: communication that could overlap doesn't."""
+    marked, x = build(SHAPE, Marks(what))
+    parameters = list(marked.parameters())
+    compiled = ri.compile(marked, capture=capture)
+    for _ in range(3):
+        training_step(compiled, parameters, x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_step(compiled, parameters, x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_layers_share_their_compiled_regions(ri):
     marked, x = build(SHAPE, Marks("parts"))
     compiled = ri.compile(marked, capture="model")

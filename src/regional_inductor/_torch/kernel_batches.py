@@ -17,7 +17,8 @@ only the kernel at fault fails.
 Checked on torch 2.11 and 2.13: `AsyncCompile.cpp_pybinding` and `wait`,
 `CppPythonBindingsCodeCache.load_pybinding_async(submit_fn=...)`, `codecache._worker_compile_cpp` and
 `write`, `CppBuilder.get_command_line` and `get_target_file_path`, `cpp_builder.run_compile_cmd`,
-`PyCodeCache.modules_no_attr`, `CompiledTritonKernels._cache`, `TritonBundler`, `FxGraphCache._save_graph`.
+`PyCodeCache.modules_no_attr`, `CompiledTritonKernels._cache`, `TritonBundler`, `FxGraphCache._save_graph`,
+`CompiledFxGraph.compiled_fn_runner` and its `__del__`.
 """
 
 from __future__ import annotations
@@ -188,8 +189,10 @@ class RegionKernels:
 
     def _save_later(self, save: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         key, graph, *rest = arguments
-        # What comes next prepares the graph for calls in this process.
-        self._unsaved.append((save, key, copy.copy(graph), graph, rest, TracingContext.try_get()))
+        saved = copy.copy(graph)  # what comes next prepares the graph for calls in this process
+        # Saving leaves it out, and a graph that dies takes what it runs apart: the copy would take it away.
+        saved.compiled_fn_runner = None
+        self._unsaved.append((save, key, saved, graph, rest, TracingContext.try_get()))
 
     def _lowered(self) -> None:
         """Take code that isn't finished out of Inductor's memory: should it stay so, nobody may get it."""
