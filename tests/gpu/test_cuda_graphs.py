@@ -130,8 +130,9 @@ def test_new_parameter_values_are_seen_and_new_storage_too(ri):
             torch.testing.assert_close(compiled(x), eager(x), rtol=1e-4, atol=1e-4)
 
 
-def test_each_of_several_sizes_gets_its_recording(ri):
-    compiled, eager = pairs(ri, cudagraphs="graph", dynamic=True)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_of_several_sizes_gets_its_recording(ri, way):
+    compiled, eager = pairs(ri, **WAYS[way], dynamic=True)
     with torch.no_grad():
         for rows in (3, 5, 3, 5, 7, 3, 5, 7):
             x = torch.randn(rows, WIDTH, device="cuda")
@@ -152,13 +153,14 @@ def test_beyond_the_limit_sizes_run_unrecorded_and_right(ri, monkeypatch):
         assert launches(lambda: compiled(x))["graphs"] == 0
 
 
-def test_draws_differ_from_replay_to_replay_and_a_seed_repeats_them(ri):
+@pytest.mark.parametrize("way", WAYS)
+def test_draws_differ_from_replay_to_replay_and_a_seed_repeats_them(ri, way):
     tail = ri.region("tail")(lambda x: torch.nn.functional.dropout(x.sin() + 2, 0.5))
 
     def f(x):  # an eager draw and a compiled one
         return tail(torch.nn.functional.dropout(x, 0.25))
 
-    compiled = ri.compile(f, capture="model", cudagraphs="graph")
+    compiled = ri.compile(f, capture="model", **WAYS[way])
     x = torch.ones(4096, device="cuda")
     with torch.no_grad():
         for _ in range(3):
@@ -206,6 +208,31 @@ def test_what_can_t_be_recorded_runs_without_and_says_why(ri):
         torch.testing.assert_close(compiled(x), (x.sin() + 1).cpu() * 2)
     (finding,) = [f for f in compiled.report.findings if f.kind == "cudagraphs"]
     assert "is not recorded as a CUDA graph: cpu device" in finding.message
+
+
+def test_a_region_that_can_t_be_recorded_runs_without_and_says_why(ri):
+    @ri.region("tail", options={"triton.cudagraphs": True})
+    def tail(x):
+        return (x.sin() + 1).cpu() * 2
+
+    compiled = ri.compile(tail)
+    x = torch.randn(8, device="cuda")
+    for _ in range(4):
+        torch.testing.assert_close(compiled(x), (x.sin() + 1).cpu() * 2)
+    (finding,) = [f for f in compiled.report.findings if f.kind == "cudagraphs"]
+    assert finding.message.startswith("the region is not recorded as a CUDA graph: cpu device")
+    assert finding.region == "tail"
+
+
+def test_recordings_of_all_regions_share_one_pool(ri):
+    compiled, _ = pairs(ri, options={"triton.cudagraphs": True})
+    x = torch.randn(8, WIDTH, device="cuda")
+    with torch.no_grad():
+        for _ in range(4):
+            compiled(x)
+        assert launches(lambda: compiled(x))["graphs"] == 2
+    pools = {tuple(segment["segment_pool_id"]) for segment in torch.cuda.memory_snapshot()}
+    assert len(pools - {(0, 0)}) <= 1
 
 
 def test_a_region_that_asks_for_its_own_recording_gives_way_to_the_whole(ri):
