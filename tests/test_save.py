@@ -20,6 +20,9 @@ from regional_inductor import disk, saved_file, trust
 from regional_inductor._torch import bundle, machine, precompile
 from regional_inductor.entry import Entry
 
+# What torch's tracer of blocks asks of tensors between them
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 SCALE = 3.0
 
 
@@ -40,9 +43,9 @@ class Block(torch.nn.Module):
 
 
 class Stack(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, depth=3):
         super().__init__()
-        self.blocks = torch.nn.ModuleList(Block() for _ in range(3))
+        self.blocks = torch.nn.ModuleList(Block() for _ in range(depth))
 
     def forward(self, x):
         for block in self.blocks:
@@ -529,15 +532,6 @@ def test_a_module_of_torch_s_own_is_an_error(path):
     assert "an attribute of a module of your own" in raised.value.hint
 
 
-def test_a_model_captured_in_blocks_is_an_error(path):
-    model = ri.compile(Stack(), region_backend="eager", capture="blocks")
-    with torch.no_grad():
-        model(torch.ones(4, 8))
-    with pytest.raises(ri.SaveError, match="captured block by block") as raised:
-        model.save(path)
-    assert 'capture="model"' in raised.value.hint
-
-
 def test_a_class_that_no_other_process_finds_is_an_error(path):
     class Local(Block):
         pass
@@ -563,6 +557,100 @@ def test_a_model_s_own_save_stays_its_own(path):
     expected = model(x)
     ri.save(model, path)
     assert_equal([ri.load(path, fresh_like(model, Saves))(x)], [expected])
+
+
+# --- models of which blocks are captured ----------------------------------------------------------
+
+
+def compiled_stack(**arguments):
+    return ri.compile(Stack(), region_backend="eager", capture="blocks", **arguments)
+
+
+def test_a_model_captured_in_blocks_is_saved_whole(path):
+    model = compiled_stack()
+    x = torch.randn(4, 8)
+    expected = gradients_of(model, x)
+    with torch.no_grad():
+        inferred = model(x)
+    model.save(path)
+    fresh = ri.load(path, fresh_like(model, Stack))
+    started = captures()
+    assert_equal(gradients_of(fresh, x), expected)
+    with torch.no_grad():
+        assert_equal([fresh(x)], [inferred])
+    assert captures() == started
+    assert len(saved_file.read(path).about["calls"]) == 2
+    with pytest.raises(ri.UnsavedCallError, match="no saved call of Stack"):
+        fresh(torch.ones(5, 8))
+
+
+def test_auto_that_took_blocks_can_be_saved(path):
+    model = ri.compile(Stack(8), region_backend="eager")
+    x = torch.randn(4, 8)
+    expected = gradients_of(model, x)
+    model.save(path)
+    fresh = Stack(8)
+    fresh.load_state_dict(model.state_dict())
+    assert_equal(gradients_of(ri.load(path, fresh), x), expected)
+
+
+def test_saving_leaves_the_blocks_captured(path):
+    model = compiled_stack()
+    x = torch.randn(4, 8)
+    expected = gradients_of(model, x)
+    model.save(path)
+    started = captures()
+    assert_equal(gradients_of(model, x), expected)
+    assert captures() == started
+
+
+def test_sizes_that_vary_between_calls_of_blocks_are_symbolic(path):
+    model = compiled_stack()
+    for rows in (4, 6, 5, 9):
+        model(torch.ones(rows, 8))
+    model.save(path)
+    assert saved_file.read(path).about["calls"] == [
+        "self: Stack, x: float32[4, 8]",
+        "self: Stack, x: float32[?, 8]",
+    ]
+    fresh = ri.load(path, fresh_like(model, Stack))
+    for rows in (4, 5, 64):
+        x = torch.randn(rows, 8)
+        assert_equal(gradients_of(fresh, x), gradients_of(model, x))
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "looks"),
+    [
+        (True, ["self: Stack, x: float32[?, ?]"]),
+        (False, ["self: Stack, x: float32[4, 8]", "self: Stack, x: float32[6, 8]"]),
+    ],
+)
+def test_what_compile_was_told_of_sizes_holds_for_blocks_too(dynamic, looks, path):
+    model = compiled_stack(dynamic=dynamic)
+    for rows in (4, 6):
+        model(torch.ones(rows, 8))
+    model.save(path)
+    assert [call.replace("?, 8", "?, ?") for call in saved_file.read(path).about["calls"]] == looks
+
+
+def test_what_a_loaded_model_of_blocks_does_not_know_is_compiled_if_asked(path):
+    model = compiled_stack(dynamic=False)
+    model(torch.ones(4, 8))
+    model.save(path)
+    loaded = ri.load(path, fresh_like(model, Stack), otherwise="compile")
+    x = torch.randn(5, 8)
+    assert_equal(gradients_of(loaded, x), gradients_of(fresh_like(model, Stack), x))
+
+
+def test_blocks_behind_forward_pre_hooks_are_an_error_that_says_so(path):
+    model = Stack()
+    model.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    ri.compile(model, region_backend="eager", capture="blocks")
+    model(torch.ones(4, 8))
+    with pytest.raises(ri.SaveError, match="has forward pre-hooks") as raised:
+        model.save(path)
+    assert 'capture="model"' in raised.value.hint
 
 
 # --- what can't be loaded -------------------------------------------------------------------------

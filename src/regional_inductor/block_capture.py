@@ -163,6 +163,8 @@ class _RootCall:
         if has_preserved_node_meta() or torch.compiler.is_exporting():
             return in_place.call_uncompiled(self.module, args, kwargs)
         capture = self.capture
+        if capture.called is not None:
+            capture.called(self.module, args, kwargs)
         try:
             with (
                 running.run_of(capture),
@@ -186,6 +188,7 @@ class BlockCapture:
         marks_more: Whether `compile_graph` marks what isn't marked yet.
         on_error: "raise" raises for marks that can't be compiled.
         left_out: Called after a run in which marked operators ran eagerly, for the first time.
+        called: Called before each run with the model and its arguments.
     """
 
     def __init__(
@@ -200,8 +203,10 @@ class BlockCapture:
         marks_more: bool = False,
         on_error: str = "eager",
         left_out: Callable[[], None] | None = None,
+        called: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None] | None = None,
     ) -> None:
         self.model = model
+        self.called = called
         self.compile_graph = compile_graph
         self.fullgraph = fullgraph
         self.dynamic = dynamic
@@ -229,6 +234,15 @@ class BlockCapture:
         """Have calls of the model, its blocks and other modules go through here."""
         for place in self._places:
             in_place.set_compiled_call(place.module, place)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Have the model called as if nothing were captured in it."""
+        self.remove()
+        try:
+            yield
+        finally:
+            self.install()
 
     def remove(self) -> None:
         """Give each module that is still called through here the call back that it had before."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ._torch.called import Called
 from ._torch.calls import CapturedCall
 from .errors import SaveError
 from .regions import Settings
@@ -25,25 +26,31 @@ class Compilation:
         of: Gives the module or function.
         settings: What was asked for.
         arguments: The other arguments of `compile`.
-        in_blocks: Whether blocks are captured, each by itself.
-        calls: The captures made so far, in order.
+        called: What the model is called with while its blocks are captured, each by itself; None where the
+            whole is captured.
+        captured: The captures of the whole so far, in order.
     """
 
     of: Callable[[], Any]
     settings: Settings
     arguments: Mapping[str, Any]
-    in_blocks: bool = False
-    calls: list[CapturedCall] = field(default_factory=list)
+    called: Called | None = None
+    captured: list[CapturedCall] = field(default_factory=list)
 
     def start_over(self) -> None:
         """Forget what was captured of blocks: the whole is captured from here on."""
-        self.in_blocks = False
-        self.calls.clear()
+        self.called = None
+        self.captured.clear()
 
     def remember(self, call: CapturedCall | None) -> None:
         """Add a capture."""
-        if call is not None:
-            self.calls.append(call)
+        if call is not None and self.called is None:
+            self.captured.append(call)
+
+    @property
+    def calls(self) -> list[CapturedCall]:
+        """The calls that a file is to serve."""
+        return self.captured if self.called is None else self.called.calls
 
     @property
     def original(self) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from ._torch import calls, dynamo, workers
+from ._torch.called import Called
 from .backend import backend_settings, compile_captured
 from .block_capture import BlockCapture, blocks_of, release
 from .blocks import Layout, layout_of
@@ -146,7 +147,9 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         "region_backend": region_backend,
         "rules": rules,
     }
-    compilation = Compilation(_held(model_or_fn), settings, arguments, layout is not None)
+    compilation = Compilation(
+        _held(model_or_fn), settings, arguments, Called(dynamic) if layout is not None else None
+    )
 
     def regional_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
         compiled = compile_captured(gm, example_inputs, settings, report)
@@ -177,6 +180,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
                 marks_more=rules is not None,
                 on_error=on_error,
                 left_out=compile_whole if capture == "auto" else None,
+                called=compilation.called.note if compilation.called else None,
             ).install()
         return _with_save(model_or_fn, compilation)
     with dynamo.own_traces_only():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import pickle
@@ -20,6 +21,7 @@ from ._torch.calls import CapturedCall, NotDescribedError
 from ._torch.kept_guards import NotKeptError, code_digest
 from ._torch.module_hooks import hooks_inside
 from .backend import compile_captured
+from .block_capture import capture_in_place
 from .compilations import Compilation, CopiedSave, compilation_of
 from .errors import RegionError, SaveError
 from .packing import NotPackedError, Packer
@@ -59,7 +61,8 @@ def save(compiled: Callable[..., Any], path: str | os.PathLike[str]) -> None:
     compilation = _checked(compiled)
     before = last_report()
     try:
-        captures = _captures(compilation)
+        with _whole(compilation):
+            captures = _captures(compilation)
     finally:
         put_back(before)
     header, parts = _packed(compilation, captures)
@@ -99,6 +102,13 @@ def _checked(compiled: Callable[..., Any]) -> Compilation:
     if reason:
         raise SaveError(f"nothing can be saved: {reason}", hint="switch it off while saving")
     _check_is_captured_whole(compilation)
+    if not compilation.calls and compilation.called and compilation.original._forward_pre_hooks:
+        raise SaveError(
+            f"{compilation.name} is captured block by block, and has forward pre-hooks, which may change what "
+            "it is called with",
+            source=compilation.source,
+            hint='compile it with capture="model", or save it without them',
+        )
     if not compilation.calls:
         raise SaveError(
             "nothing has been compiled yet",
@@ -110,12 +120,6 @@ def _checked(compiled: Callable[..., Any]) -> Compilation:
             'recordings of cudagraphs="graph" can\'t be saved',
             source=compilation.source,
             hint='compile with cudagraphs="off" for the file',
-        )
-    if compilation.in_blocks:
-        raise SaveError(
-            f"{compilation.name} is captured block by block, and only a capture of the whole can be saved",
-            source=compilation.source,
-            hint='compile it with capture="model", call it and save it',
         )
     function = _function(compilation)
     for call in compilation.calls:
@@ -164,6 +168,12 @@ def _in_pieces(compilation: Compilation, call: CapturedCall) -> SaveError:
         source=f"{code.co_filename}:{line}",
         hint="fullgraph=True says what breaks; move it out of the function, or save the part without it",
     )
+
+
+def _whole(compilation: Compilation) -> contextlib.AbstractContextManager[None]:
+    """The model as it is without calls in place of its blocks."""
+    blocks = None if compilation.called is None else capture_in_place(compilation.original)
+    return contextlib.nullcontext() if blocks is None else blocks.lifted()
 
 
 # --- capturing once more ---------------------------------------------------------------------------
@@ -285,7 +295,8 @@ def _packed(
         code_digest(function.__code__),
         tuple(_sources({code for _, captured in captures for code in captured.codes})),
         tuple(saved_calls),
-        _kept(compilation.arguments),
+        # A loaded model is compiled, if it comes to that, as what was saved: whole.
+        _kept({**compilation.arguments, "capture": "model"}),
         main_file(),
         hooks_inside(compilation.original) if is_module else {},
     )

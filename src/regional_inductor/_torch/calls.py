@@ -16,7 +16,7 @@ import inspect
 import re
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,11 +183,26 @@ def captured_call() -> CapturedCall | None:
     context = TracingContext.try_get()
     environment = context.fake_mode.shape_env if context and context.fake_mode else None
     symbolic = _symbolic(environment, root.f_locals)
-    describer = _Describer(symbolic.sizes)
-    arguments = describer.describe(dict(root.f_locals))
-    return CapturedCall(
-        root.f_code, arguments, Modes.now(), tuple(describer.modules), tuple(symbolic.numbers)
-    )
+    return described_call(root.f_code, root.f_locals, symbolic.sizes, symbolic.numbers)
+
+
+def described_call(
+    code: types.CodeType,
+    variables: Mapping[str, Any],
+    sizes: Mapping[int, set[int]],
+    numbers: Iterable[str],
+) -> CapturedCall:
+    """A call described.
+
+    Args:
+        code: The code that runs.
+        variables: Its local variables: the arguments.
+        sizes: Symbolic dimensions, by id of the tensor.
+        numbers: Symbolic numbers, as Dynamo writes sources.
+    """
+    describer = _Describer(sizes)
+    arguments = describer.describe(dict(variables))
+    return CapturedCall(code, arguments, Modes.now(), tuple(describer.modules), tuple(numbers))
 
 
 @dataclass
