@@ -576,3 +576,64 @@ def test_a_region_that_keeps_views_is_lowered_without_a_second_autograd(data, mo
         return block(x, w) * 0.01
 
     assert_trains_like_eager(compiled(f, region_backend="inductor", on_error="raise"), f, *data)
+
+
+@pytest.mark.parametrize("marks", ["parts", "blocks"])
+def test_a_marked_llama_keeps_no_more_than_full_compilation(monkeypatch, marks):
+    """Bytes of the storages that forward keeps besides its inputs, against torch's min-cut of the whole."""
+    from pathlib import Path
+
+    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
+    from regional_inductor import backend
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    from benchmarks.gpu._llama import Marks, Shape, build, training_step
+
+    shape = Shape(
+        3, dim=64, heads=4, ffn=176, batch=2, sequence=64
+    )  # dim to ffn as in the benchmark
+    kept = {}
+
+    def count(way, module):
+        inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+        storages = {n.meta["val"].untyped_storage()._cdata for n in inputs}
+        for node in module.graph.output_node().args[0][1:]:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                if storage._cdata not in storages:
+                    storages.add(storage._cdata)
+                    kept[way] = kept.get(way, 0) + storage.nbytes()
+
+    def forward(module, inputs):
+        count("full", module)
+        return make_boxed_func(module)
+
+    full = aot_autograd(
+        fw_compiler=forward,
+        bw_compiler=lambda module, inputs: make_boxed_func(module),
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    run_pass = backend.run_pass
+
+    def counting(module, *args, **kwargs):
+        if kwargs.get("direction") == "forward":
+            count("ours", module)
+        return run_pass(module, *args, **kwargs)
+
+    monkeypatch.setattr(backend, "run_pass", counting)
+    for way in ("full", "ours"):
+        torch._dynamo.reset()
+        model, x = build(shape, Marks(marks if way == "ours" else ""), "cpu")
+        parameters = list(model.parameters())
+        compiled = (
+            torch.compile(model, backend=full)
+            if way == "full"
+            else ri.compile(model, capture="model", region_backend="eager")
+        )
+        training_step(compiled, parameters, x)
+    assert kept["ours"] <= kept["full"], kept
