@@ -129,3 +129,14 @@ def test_blocks_that_are_all_different_are_not_asked_to_be_captured_as_repeated_
     compile_time.main(run)
     assert asked == [("ours", 1), ("ours-blocks", 1), ("ours", 8), ("ours-blocks", 8), ("ours", 16)]
     assert run.remarks() == ["Left out: ours, blocks captured, 16 distinct: no block is repeated."]
+
+
+def test_what_the_report_says_of_slower_graphs_is_in_the_row():
+    from types import SimpleNamespace
+
+    from regional_inductor.regions import Finding
+
+    said = Finding("cudagraphs", "a CUDA graph of its own makes the region slower: 9 us", "m.py:3")
+    report = SimpleNamespace(regions=[], findings=[said, Finding("cheap", "something else")])
+    row = _ways.described(_ways.WAYS["ours-cudagraphs"], SimpleNamespace(report=report))
+    assert row["slower as CUDA graphs"] == said.text

@@ -118,6 +118,9 @@ def described(way: Way, model: Any) -> dict[str, Any]:
     statuses = [region.status for region in report.regions]
     eager = {f"{r.name}: {r.reason}" for r in report.regions if r.status == "eager"}
     found: dict[str, Any] = {"regions": len(statuses), "compiles": statuses.count("compiled")}
+    slower = [f.text for f in report.findings if "makes the region slower" in f.message]
+    if slower:
+        found["slower as CUDA graphs"] = "; ".join(slower[:3])
     if eager:
         found["stayed eager"] = "; ".join(sorted(eager)[:3])
     return found
