@@ -358,6 +358,18 @@ def test_saving_changes_nothing_about_what_is_saved(path):
     assert captures() == started
 
 
+def test_saving_leaves_nothing_among_the_globals_of_the_function(path):
+    function = ri.compile(scaled, region_backend="eager")
+    x = torch.randn(3)
+    function(x)
+    before = set(globals())
+    function.save(path)
+    function.save(path)
+    assert set(globals()) == before
+    assert torch.equal(ri.load(path)(x), scaled(x))
+    assert set(globals()) == before
+
+
 def test_what_is_not_like_a_saved_call_is_compiled_if_asked(path):
     model = compiled_block(dynamic=False)
     model(torch.ones(4, 8))

@@ -60,12 +60,13 @@ def save(compiled: Callable[..., Any], path: str | os.PathLike[str]) -> None:
     """
     compilation = _checked(compiled)
     before = last_report()
-    try:
-        with _whole(compilation):
-            captures = _captures(compilation)
-    finally:
-        put_back(before)
-    header, parts = _packed(compilation, captures)
+    with precompile.globals_given_back(_function(compilation)):
+        try:
+            with _whole(compilation):
+                captures = _captures(compilation)
+        finally:
+            put_back(before)
+        header, parts = _packed(compilation, captures)
     write(Path(path), header, parts)
 
 

@@ -17,7 +17,7 @@ import dis
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,6 +182,22 @@ def capture(
         codes = tuple(dict.fromkeys([traced.__code__, *captured.traced_code]))
         kept = guards.kept(captured.import_sources, traced.__globals__)
         return Captured(made, kept, codes, graphs, device)
+
+
+@contextlib.contextmanager
+def globals_given_back(function: Callable[..., Any]) -> Iterator[None]:
+    """Take out of a function's globals what captures inside the block put there.
+
+    Torch does that when the code that it compiled dies; a capture of the whole function compiles none.
+    """
+    variables = function.__globals__  # type: ignore[attr-defined]
+    before = set(variables)
+    try:
+        yield
+    finally:
+        for name in variables.keys() - before:
+            if name.startswith(("__builtins_dict__", "__compiled_fn")):
+                del variables[name]
 
 
 _INSTALLED = re.compile(r"__.*_\d+(_c\d+)?$")  # names of what Dynamo put among the globals
