@@ -929,6 +929,19 @@ def test_saving_compiles_no_region_again(net, path, monkeypatch):
     model.save(path)
 
 
+@pytest.mark.inductor
+def test_regions_of_symbolic_sizes_come_from_the_store_when_saved(net, tmp_path, path, monkeypatch):
+    from regional_inductor.stages import compile as stage
+
+    monkeypatch.setenv(disk.SWITCH, "1")
+    monkeypatch.setenv(disk.FOLDER, str(tmp_path / "regions"))
+    model = ri.compile(net.Net())
+    for rows in (4, 6):
+        model(torch.randn(rows, 16)).square().sum().backward()
+    monkeypatch.setattr(stage, "_compile_batch", lambda *_, **__: pytest.fail("compiled"))
+    model.save(path)
+
+
 def test_library_calls_that_need_no_import_are_what_inductor_calls():
     importlib.import_module("torch._inductor.lowering")  # which fills the table
     table = importlib.import_module("torch._inductor.select_algorithm").extern_kernels

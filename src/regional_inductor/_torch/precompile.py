@@ -190,7 +190,7 @@ def globals_given_back(function: Callable[..., Any]) -> Iterator[None]:
 
     Torch does that when the code that it compiled dies; a capture of the whole function compiles none.
     """
-    variables = function.__globals__  # type: ignore[attr-defined]
+    variables = function.__globals__
     before = set(variables)
     try:
         yield

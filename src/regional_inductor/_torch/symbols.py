@@ -8,6 +8,7 @@ Checked on torch 2.11 and 2.13: `free_symbols`, `is_symbolic`, `SymInt.node.expr
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -131,11 +132,25 @@ def sizes_of(inputs: Iterable[Any], values: Iterable[Any]) -> Sizes:
 def facts_of(sizes: Sizes) -> str:
     """What compiling may rely on without saying so: the sizes at capture and their ranges."""
     environment = _environment_of(sizes)
-    lines = [repr(getattr(environment, "settings", None))]
+    lines = [repr(_settings_of(environment))]
     for symbol, size in sizes.items():
         known = environment.var_to_range.get(symbol)
         lines.append(f"{sympy.srepr(symbol)} {hint_of(size)} {known}")
     return "\n".join(lines)
+
+
+def _settings_of(environment: ShapeEnv) -> Any:
+    """An environment's settings but for whether a tracer may go on past sizes known only at run time.
+
+    That depends on `fullgraph`, and is on where what was compiled is captured once more for a file. Regions with such
+    sizes are not stored.
+    """
+    settings: Any = getattr(environment, "settings", None)
+    names = (
+        {field.name for field in dataclasses.fields(settings)} if settings is not None else set()
+    )
+    ignored = names & {"allow_scalar_outputs", "allow_dynamic_output_shape_ops"}
+    return dataclasses.replace(settings, **dict.fromkeys(ignored, True)) if ignored else settings
 
 
 def guards_on(sizes: Sizes) -> str:
