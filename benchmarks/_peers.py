@@ -149,6 +149,12 @@ def bare_calls(function: Callable[..., Any], *args: torch.Tensor) -> Callable[[l
     return call
 
 
+def parts_of_calls() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What Inductor's generated calls use: one makes an output, one checks an input's sizes and strides."""
+    guards = torch._C._dynamo.guards
+    return guards._empty_strided_cpu, guards.assert_size_stride
+
+
 def forget_everything() -> None:
     """Dynamo's compiled code of this process."""
     torch._dynamo.reset()
@@ -156,6 +162,17 @@ def forget_everything() -> None:
 
 def forget_counts() -> None:
     torch._dynamo.utils.counters.clear()
+
+
+def forget_steps() -> None:
+    """What torch's compilers took down of the time of their steps."""
+    torch._dynamo.utils.compilation_time_metrics.clear()
+
+
+def seconds_of_steps() -> dict[str, float]:
+    """Seconds by step since `forget_steps`; steps lie within one another."""
+    metrics = torch._dynamo.utils.compilation_time_metrics
+    return {step: sum(taken) for step, taken in metrics.items()}
 
 
 def counts() -> dict[str, int]:

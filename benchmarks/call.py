@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.fx.traceback import annotate
 
 from benchmarks import _peers
 from benchmarks._measure import ratio, say
-from benchmarks._outcome import Outcome, Row, Target
+from benchmarks._outcome import Outcome, Row, Tables, Target
 
 REGIONS, QUICK_REGIONS = 64, 16
 BATCHES, CALLS = 200, 5
@@ -162,6 +162,7 @@ def _targets(rows: list[Row]) -> list[Target]:
             1.2,
             "lower",
             "x",
+            why="A region is one Python function around Inductor's call, which names it in errors and profiles.",
         ),
         Target(
             "our drop-in pass against PyTorch's",
@@ -169,6 +170,9 @@ def _targets(rows: list[Row]) -> list[Target]:
             0.25,
             "lower",
             "x",
+            why="Over our backend's call it pays for one check of all arguments, in C, since nothing has checked them "
+            "before; two thirds of both calls are Inductor's own, and most of that its comparison of sizes and "
+            "strides: see the parts.",
         ),
         Target(
             "our backend against PyTorch's pass",
@@ -176,8 +180,64 @@ def _targets(rows: list[Row]) -> list[Target]:
             5.5,
             "higher",
             "x",
+            why="Inductor's own call, which is in both, is most of ours: see the parts.",
         ),
     ]
+
+
+def profile(missed: Sequence[str] | None, quick: bool) -> Tables:
+    """What one call of a region is made of: each part by itself, the fastest of many batches."""
+    x = torch.randn(10)
+    with torch.no_grad():
+        call = _peers.bare_calls(region, x)
+        kernel = next(v for k, v in call.__globals__.items() if k.startswith("cpp_fused"))
+        kernel = getattr(kernel, "kernel", kernel)
+        empty, check_sizes = _peers.parts_of_calls()
+        out = torch.empty(10)
+        drop_in = _region_of_drop_in(x)
+        parts: dict[str, Callable[[], Any]] = {
+            "nothing": lambda: None,
+            "kernel": lambda: kernel(x, out),
+            "its output's memory": lambda: empty((10,), (1,), torch.float32),
+            "Inductor's check of sizes and strides": lambda: check_sizes(x, (10,), (1,)),
+            "Inductor's call, all three": lambda: call([x]),
+            "our drop-in pass's check of kinds": lambda: drop_in.__globals__["check"](x),
+            "our drop-in pass's region": lambda: drop_in(x),
+        }
+        best = dict.fromkeys(parts, float("inf"))
+        for _ in range(100 if quick else 300):
+            for name, part in parts.items():
+                start = time.perf_counter()
+                for _ in range(100):
+                    part()
+                best[name] = min(best[name], (time.perf_counter() - start) / 100 * 1e6)
+    nothing = best.pop("nothing")
+    return {
+        "one region's call, us": [
+            {"part": name, "fastest, us": taken - nothing} for name, taken in best.items()
+        ]
+    }
+
+
+def _region_of_drop_in(x: Tensor) -> Any:
+    """The function that the drop-in pass puts into a graph for a region, called before."""
+    found: list[Any] = []
+
+    def spy(gm: torch.fx.GraphModule, *inputs: Any) -> Any:
+        done = _peers.pass_of("ours")(gm, *inputs)
+        calls = [node.target for node in done.graph.nodes if hasattr(node.target, "__wrapped__")]
+        found.extend(call for call in calls if call.__module__ == "regional_inductor")
+        return done
+
+    def marked(x: Tensor) -> Tensor:
+        with annotate({MARK: "region"}):
+            return region(x)
+
+    run = torch.compile(marked, backend=_peers.backend_of(spy), fullgraph=True)
+    for _ in range(3):
+        run(x)
+    (function,) = found
+    return function
 
 
 def plot(tables: dict[str, list[Row]], figure: Any) -> None:

@@ -353,7 +353,11 @@ def test_a_failed_way_of_llama_leaves_a_row_with_its_error():
 def test_depth_s_targets_are_read_off_its_table():
     rows = [
         {"layers": layers, "way": depth.WAYS[way], "cold": cold, "warm": 1.0}
-        for way, layers, cold in (("ours", 4, 4.0), ("ours", 32, 6.0), ("ours", 64, 8.0))
+        for way, layers, cold in (
+            ("ours:blocks", 4, 4.0),
+            ("ours", 32, 6.0),
+            ("ours:blocks", 64, 8.0),
+        )
     ]
     rows.append({"layers": 32, "way": depth.WAYS["blocks"], "cold": 6.0, "warm": 1.0})
     values = [t.value for t in depth._targets(rows)]

@@ -17,6 +17,7 @@ from ._torch import dynamo, inductor, ops, workers
 from ._torch.fx import copy_graph, copy_graph_module
 from .errors import OptionError, did_you_mean
 from .findings import findings_of
+from .garbage import paused_collection
 from .logs import log_regions, log_stage
 from .lost_marks import (
     remember_marks,
@@ -190,7 +191,8 @@ def run_pass(
 
     pipeline.run(gm, example_inputs, settings, stages=stages, observer=observe)
     report.graphs[before:] = with_times(report.graphs[before:], trace)
-    set_calling_convention(gm, settings)
+    with paused_collection():
+        set_calling_convention(gm, settings)
     if settings.for_file:
         return inductor.portable_code(gm)
     if settings.region_backend == "inductor" and inductor.autograd_cache_forced():
@@ -238,9 +240,10 @@ def outline_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
     stages: Stages = (collect, partition, outline)
     if selection is not None:
         stages = _bisected(stages, selection)
-    outlined: Outlined = pipeline.run(gm, (), settings, stages=stages)
-    for graph in outlined.graphs:
-        commit(CompiledGraph(graph, {}))
+    with paused_collection():  # the code of the graph too: it is text by the megabyte
+        outlined: Outlined = pipeline.run(gm, (), settings, stages=stages)
+        for graph in outlined.graphs:
+            commit(CompiledGraph(graph, {}))
     return gm
 
 
