@@ -739,6 +739,25 @@ def test_a_file_of_another_regional_inductor_is_an_error(saved, monkeypatch):
     assert "save it again with the regional_inductor" in raised.value.hint
 
 
+def test_a_gpu_s_file_where_no_gpu_is_is_an_error(saved, monkeypatch):
+    whole = Entry.from_bytes(saved.read_bytes())
+    header = {**whole.about, "devices": {"cuda": "A GPU, 9.0", "triton": "2.0", "driver": "1"}}
+    saved.write_bytes(Entry(whole.key, header, whole.parts).to_bytes())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(saved_file.pickle, "loads", lambda *_: pytest.fail("unpickled"))
+    with pytest.raises(
+        ri.LoadError, match=r"was made for CUDA A GPU, 9\.0, and this is none"
+    ) as raised:
+        ri.load(saved, Block())
+    assert "on the kind of machine that it is to be loaded on" in raised.value.hint
+
+
+def test_a_model_on_another_device_is_another_call(saved):
+    loaded = ri.load(saved, Block().to("meta"))
+    with pytest.raises(ri.UnsavedCallError, match="no saved call of Block is like this one"):
+        loaded(torch.ones(4, 8, device="meta"))
+
+
 def test_another_format_is_an_error(saved):
     whole = Entry.from_bytes(saved.read_bytes())
     saved.write_bytes(Entry(whole.key, {**whole.about, "format": 99}, whole.parts).to_bytes())
