@@ -38,6 +38,7 @@ from benchmarks._outcome import Outcome, Row, Tables, Target, columns_of, markdo
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- results: written by `make bench ARGS=--publish` -->", "<!-- end of results -->"
 
 
@@ -61,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="smaller and fewer cases")
     parser.add_argument(
-        "--publish", action="store_true", help=f"write the tables into docs/{PAGE.name} too"
+        "--publish",
+        action="store_true",
+        help=f"write the tables into docs/{PAGE.name} too, and what the README shows of them",
     )
     parser.add_argument(
         "--profile", action="store_true", help="only where the time goes, for benchmarks that say"
@@ -83,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (RESULTS / "README.md").write_text(f"# Results\n\n{text}")
     if arguments.publish:
         publish(text, PAGE)
+        for record in records:
+            publish_summary(record, README)
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="bold red")
     return 1 if failed else 0
@@ -238,9 +243,22 @@ def _machine_line(record: dict[str, Any]) -> str:
 def publish(text: str, page: Path) -> None:
     """Replace what stands between the two markers of a page; headings go one level down."""
     lines = [f"#{line}" if line.startswith("#") else line for line in text.splitlines()]
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text("\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"]))
+    _replace_between(page, BEGIN, END, lines)
+
+
+def publish_summary(record: dict[str, Any], page: Path) -> None:
+    """Replace what a page says of one benchmark, which has a `summary` for that and ran in its full form."""
+    name = record["benchmark"]
+    begin = f'<!-- {name}: written by `make bench ARGS="{name} --publish"` -->'
+    if name in discover() and begin in page.read_text() and not record["quick"]:
+        lines = importlib.import_module(f"benchmarks.{name}").summary(record["tables"])
+        _replace_between(page, begin, f"<!-- end of {name} -->", lines)
+
+
+def _replace_between(page: Path, begin: str, end: str, lines: Sequence[str]) -> None:
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text("\n".join([f"{before}{begin}", "", *lines, "", f"{end}{after}"]))
 
 
 def machine() -> dict[str, str | int]:

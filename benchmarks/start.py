@@ -78,6 +78,41 @@ def _start(way: str, start: str, folder: Path, number: int) -> dict[str, Any]:
     )
 
 
+# What the README calls each way, and the starts that count as warm there.
+_IN_THE_README = {
+    ("regional_inductor", "warm"): "regional-inductor",
+    (
+        "regional_inductor",
+        "regions only",
+    ): "the same, with the store but an empty cache of Inductor's",
+    ("regional_inductor", FROM_FILE): "the same, loaded from a file that `ri.save` wrote",
+    ("pytorch_pass", "warm"): "PyTorch's own pass",
+    ("torch_compile", "warm"): "`torch.compile` (whole model)",
+    ("aot_eager", "warm"): '`torch.compile(backend="aot_eager")`, which compiles nothing',
+}
+
+
+def summary(tables: dict[str, list[Row]]) -> list[str]:
+    """The README's table: cold and warm seconds, and each as a ratio to ours."""
+    (rows,) = tables.values()
+    seconds = {(row["way"], row["start"]): row["seconds"] for row in rows}
+    ours = {start: seconds[WAYS["regional_inductor"], start] for start in ("cold", "warm")}
+    lines = ["| | cold | of ours | warm | of ours |", "|---|---:|---:|---:|---:|"]
+    for (way, start), name in _IN_THE_README.items():
+        cold = seconds.get((WAYS[way], "cold")) if start == "warm" else None
+        cells = [*_cells(cold, ours["cold"]), *_cells(seconds[WAYS[way], start], ours["warm"])]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cells(seconds: float | None, ours: float | None) -> tuple[str, str]:
+    of_ours = ratio(seconds, ours)
+    return (
+        "" if seconds is None else f"{seconds:.1f}",
+        "" if of_ours is None else f"{of_ours:.2f}",
+    )
+
+
 def _row(way: str, start: str, runs: list[dict[str, Any]]) -> Row:
     row: dict[str, Any] = {
         "way": WAYS[way],

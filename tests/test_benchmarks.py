@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # makes `benchmarks` importable
 
 from benchmarks import __main__ as runner
-from benchmarks import _graphs, _measure, _models, _peers, depth, llama, partition
+from benchmarks import _graphs, _measure, _models, _peers, depth, llama, partition, start
 from benchmarks._outcome import Outcome, Target, columns_of, markdown_table, number
 
 # --- targets ---------------------------------------------------------------------------------------
@@ -226,6 +226,34 @@ def test_publishing_replaces_what_stands_between_the_markers(results):
         assert text.endswith(f"{runner.END}\n\nAfter.\n")
         assert text.count("### made: It works.") == 1
         assert "old" not in text
+
+
+def test_publishing_the_starts_renews_the_readme_s_table(tmp_path):
+    ways = ("ours", "aot_eager", "PyTorch's pass", "torch.compile")
+    rows = [
+        {"way": way, "start": kind, "seconds": seconds * (1 + place)}
+        for place, way in enumerate(ways)
+        for kind, seconds in (("cold", 10.0), ("warm", 2.0))
+    ]
+    rows += [
+        {"way": "ours", "start": kind, "seconds": 0.5} for kind in ("regions only", start.FROM_FILE)
+    ]
+    page = tmp_path / "README.md"
+    page.write_text(runner.README.read_text())
+    before, _, rest = page.read_text().partition("<!-- start: written by")
+    after = rest.partition("<!-- end of start -->")[2]
+    record = {"benchmark": "start", "quick": False, "tables": {"seconds": rows}}
+    for _ in range(2):
+        runner.publish_summary(record, page)
+    text = page.read_text()
+    assert text.startswith(before)
+    assert text.endswith(after)
+    assert "| regional-inductor | 10.0 | 1.00 | 2.0 | 1.00 |" in text
+    assert "| the same, loaded from a file that `ri.save` wrote |  |  | 0.5 | 0.25 |" in text
+    assert "| `torch.compile` (whole model) | 40.0 | 4.00 | 8.0 | 4.00 |" in text
+    runner.publish_summary({**record, "quick": True, "tables": {}}, page)
+    runner.publish_summary({**record, "benchmark": "load", "tables": {}}, page)
+    assert page.read_text() == text
 
 
 def test_without_publishing_the_page_stays(results):
