@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +132,34 @@ def test_a_damaged_library_of_what_the_processor_can_do_is_no_answer(monkeypatch
     assert is_whole(str(library))
     with mending():
         assert not Plain().check_build("no code")
+
+
+@pytest.mark.parametrize("damaged", [b"", b"def call(args):\n    ret", b"\xff\xfe\x00"])
+def test_a_damaged_python_module_is_written_anew_and_a_whole_one_is_left(
+    monkeypatch, tmp_path, damaged
+):
+    """An empty one was imported, and had no function to call."""
+    from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.output_code import CompiledFxGraph
+
+    from regional_inductor._torch.whole_libraries import mending
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    code = "\n\ndef call(args):\n    return args\n"
+    key, path = PyCodeCache.write(code)
+    graph = SimpleNamespace(cache_key=key, source_code=code)
+    for write in (lambda: PyCodeCache.write(code), lambda: CompiledFxGraph.write_to_disk(graph)):
+        with open(path, "wb") as file:
+            file.write(damaged)
+        with mending():
+            write()
+        with open(path) as file:
+            assert file.read() == code
+        before = os.stat(path).st_ino
+        with mending():
+            write()
+        assert os.stat(path).st_ino == before
+    assert PyCodeCache.load_by_key_path(key, path).call([3]) == [3]
 
 
 def test_on_a_torch_that_nobody_has_looked_at_nothing_is_replaced(monkeypatch):

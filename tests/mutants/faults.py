@@ -302,6 +302,20 @@ FAULTS = (
         ("tests/test_whole_libraries.py",),
     ),
     Fault(
+        "a damaged Python module is imported",
+        "_torch/whole_libraries.py",
+        "    if not is_whole_text:",
+        "    if False:",
+        ("tests/test_whole_libraries.py",),
+    ),
+    Fault(
+        "a process that only compiles has no full collection",
+        "garbage.py",
+        "        if is_due and gc.isenabled():",
+        "        if False:",
+        ("tests/test_garbage.py",),
+    ),
+    Fault(
         "a dead pool of workers is waited for",
         "_torch/workers.py",
         "        while not done.wait(_LOOK_EVERY_S):\n            give_up_dead_pools()",

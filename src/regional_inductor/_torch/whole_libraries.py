@@ -1,16 +1,19 @@
-"""Libraries in Inductor's cache that were not written to their end, and headers likewise.
+"""Libraries in Inductor's cache that were not written to their end, headers and sources likewise.
 
 The compiler writes them in place: a process that is killed, a full disk or a copied cache leaves the
 beginning of one. Loading that can end the process (a page behind the end of the file), and a damaged
 precompiled header fails every later kernel. With damaged libraries of the questions that Inductor asks
 about the processor, it has no vector instructions, for which the code in its cache is written: every
-kernel fails. Here they are removed, so that they are made anew.
+kernel fails. Here they are removed, so that they are made anew. The same goes for sources, Python modules
+among them, which Inductor writes only where there is no file of their name: an empty one was imported.
 
 Checked on torch 2.11, 2.12 and 2.13: `codecache._worker_compile_cpp(lock_path, cpp_builders)`, which
 makes whatever files are missing, and is looked up when a kernel is asked for;
 `cpu_vec_isa.VecISA.check_build(code)`, which makes a library if it is missing, asks
 `CppBuilder.get_target_file_path` for its path, and says no where another process can't load it; its
-lock; `exc.CppCompileError`.
+lock; `exc.CppCompileError`. On 2.13 only: `codecache.write(content, extension, ...)`, which names a file by
+its content unless it is given a `key`; `output_code.CompiledFxGraph.write_to_disk`, with `cache_key` and
+`source_code`. Where a version lacks one of these, it is left out.
 """
 
 from __future__ import annotations
@@ -61,12 +64,17 @@ def mending() -> Iterator[None]:
 
 def _places() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
     """What is replaced while libraries are mended: where, its name, and by what."""
-    from torch._inductor import codecache, cpp_builder, cpu_vec_isa
+    from torch._inductor import codecache, cpp_builder, cpu_vec_isa, output_code
 
+    sources = (
+        (codecache, "write", _write_whole),
+        (output_code.CompiledFxGraph, "write_to_disk", _write_graph_whole),
+    )
     return (
         (codecache, "_worker_compile_cpp", _make_whole),
         (cpu_vec_isa.VecISA, "check_build", _check_build),
         (cpp_builder.CppBuilder, "get_target_file_path", _noted_target),
+        *(place for place in sources if hasattr(*place[:2])),
     )
 
 
@@ -164,6 +172,38 @@ def _noted_target(builder: Any) -> str:
     if noted is not None and target.endswith(".so") and target not in noted:
         noted.append(target)
     return target
+
+
+def _write_whole(content: Any, *args: Any, **options: Any) -> tuple[str, str]:
+    """Write a source that is missing; a file that has its name and holds something else is replaced."""
+    written: tuple[str, str] = _usual["write"](content, *args, **options)
+    if isinstance(content, str) and options.get("key") is None and len(args) < _POSITION_OF_KEY:
+        _replace_damaged(written[1], content)
+    return written
+
+
+_POSITION_OF_KEY = 5  # among the arguments of `codecache.write` after the first
+
+
+def _write_graph_whole(graph: Any) -> str:
+    """The same for the module of a compiled graph that was found in Inductor's cache."""
+    path: str = _usual["write_to_disk"](graph)
+    if isinstance(graph.source_code, str):
+        _replace_damaged(path, graph.source_code)
+    return path
+
+
+def _replace_damaged(path: str, content: str) -> None:
+    """See to it that a file holds a text, but for white space around it, which is no part of its name."""
+    from torch._inductor.codecache import write_atomic
+
+    try:
+        with open(path) as file:
+            is_whole_text = file.read().strip() == content.strip()
+    except UnicodeDecodeError:
+        is_whole_text = False
+    if not is_whole_text:
+        write_atomic(path, content)
 
 
 def _remove_damaged(lock_path: str, libraries: Sequence[str]) -> list[str]:
