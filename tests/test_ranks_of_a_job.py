@@ -67,6 +67,13 @@ def test_two_ranks_compile_each_distinct_region_once(machines):
         assert sorted(o["regions"]["relu"] for o in outcomes) == ["compiled", "fetched"]
         assert [outcome["warnings"] for outcome in outcomes] == [[], []]
 
+        # Uneven shapes: what only one rank needs it compiles itself, and nobody waits.
+        outcomes = ranks.run(compile_for, [["sigmoid"]] * 2, [8, 10])
+        assert all(outcome["right"] for outcome in outcomes)
+        assert statuses(outcomes) == {"compiled": 2}
+        assert set(compiles_by_key(outcomes).values()) == {1}
+        assert [outcome["warnings"] for outcome in outcomes] == [[], []]
+
 
 def test_four_ranks_and_one_that_dies_while_it_compiles(machines):
     with Ranks(4, machines(4)) as ranks:

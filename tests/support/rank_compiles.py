@@ -15,9 +15,15 @@ _CHANGES = {"sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "exp": torch
 _CHANGES |= {"sigmoid": torch.sigmoid, "sqrt": torch.sqrt, "relu": torch.relu, "abs": torch.abs}
 
 
-def compile_for(names: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Compile a function with a region for each of this rank's names, each a graph that no other is."""
-    own = names[torch.distributed.get_rank()]
+def compile_for(names: Sequence[Sequence[str]], sizes: Sequence[int] = ()) -> dict[str, Any]:
+    """Compile a function with a region for each of this rank's names, each a graph that no other is.
+
+    Args:
+        names: Of regions, for each rank.
+        sizes: Of the argument, for each rank; 8 by default.
+    """
+    rank = torch.distributed.get_rank()
+    own = names[rank]
 
     def chain(x):
         for name in own:
@@ -26,10 +32,10 @@ def compile_for(names: Sequence[Sequence[str]]) -> dict[str, Any]:
             x = x.sort().values  # not marked, so that each name is a region of its own
         return x
 
-    x = torch.linspace(0.1, 1, 8)
+    x = torch.linspace(0.1, 1, sizes[rank] if sizes else 8)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", ri.RegionWarning)
-        result = ri.compile(chain, on_error="raise")(x)
+        result = ri.compile(chain, on_error="raise", dynamic=False)(x)
     report = ri.last_report()
     assert report is not None
     return {
