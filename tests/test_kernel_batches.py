@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.machinery
 import importlib.util
@@ -15,7 +16,7 @@ from support.counting import compiler_runs
 from support.graphs import marked, with_options
 
 import regional_inductor as ri
-from regional_inductor._torch import kernel_batches
+from regional_inductor._torch import kernel_batches, link_stubs
 from regional_inductor._torch.kernel_batches import UNIT_SIZE, WORTH_DIVIDING, Kernel, units_of
 from regional_inductor._torch.translation_units import not_beside_others, unit_source
 
@@ -217,7 +218,34 @@ def test_a_unit_names_the_libraries_it_needs_without_having_been_linked_to_them(
     assert torch.equal(result, expected)
 
 
-def without_torch(command, folder):
+@pytest.mark.inductor
+def test_empty_libraries_are_made_once_a_process_and_again_when_somebody_removed_them(monkeypatch):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("elsewhere units are linked as Inductor links kernels")
+    monkeypatch.setattr(link_stubs, "_folders", {})
+    command = ["g++", "unit.cpp", "-ltorch", "-lgomp"]
+    with compiler_runs_of_stubs(monkeypatch) as made:
+        first = link_stubs.with_stubs(command)
+        assert link_stubs.with_stubs(command) == first
+        assert made == ["libtorch.so"]
+        shutil.rmtree(first[1].removeprefix("-L"))
+        assert link_stubs.with_stubs(command) != first
+        assert made == ["libtorch.so", "libtorch.so"]
+
+
+@contextlib.contextmanager
+def compiler_runs_of_stubs(monkeypatch):
+    made, usual = [], link_stubs._make_stub
+
+    def make(compiler, path):
+        made.append(os.path.basename(path))
+        usual(compiler, path)
+
+    monkeypatch.setattr(link_stubs, "_make_stub", make)
+    yield made
+
+
+def without_torch(command):
     return [token for token in command if not token.startswith("-ltorch")]
 
 

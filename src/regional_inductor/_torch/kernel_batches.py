@@ -511,7 +511,7 @@ def _compile_and_load(command: Sequence[str], library: str, folder: str) -> None
     """Compile a library, and load it: one with a symbol that nobody has would fail all its kernels."""
     from torch._inductor.cpp_builder import run_compile_cmd
 
-    quick = with_stubs(command, folder)
+    quick = with_stubs(command)
     run_compile_cmd(shlex.join(quick), cwd=folder)
     if not is_whole(library):  # loading it could end the process
         raise OSError("the compiler left half a library")
