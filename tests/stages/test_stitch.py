@@ -59,6 +59,24 @@ def test_the_two_calls_share_one_compiled_region():
     assert torch.equal(gm(x), fn(x))
 
 
+def test_a_region_that_stays_eager_carries_no_mark_that_another_pass_would_take_up(monkeypatch):
+    from regional_inductor.stages import compile as stage
+
+    def fails(module, options, call, settings):
+        raise ValueError("no luck")
+
+    stage.forget_compiled_regions()
+    monkeypatch.setitem(stage._BACKENDS, "eager", fails)
+    gm = capture(fn, torch.ones(4))
+    with pytest.warns(ri.RegionWarning, match="no luck"):
+        ri.regional_inductor(gm, region_backend="eager", on_error="eager")
+    assert {region.status for region in ri.last_report().regions} == {"eager"}
+    assert not [n for n in gm.graph.nodes if "compile_with_inductor" in n.meta.get("custom", {})]
+    ri.regional_inductor(gm, region_backend="eager")
+    assert not ri.last_report().regions
+    stage.forget_compiled_regions()
+
+
 STOPS = {
     "collect": Collected,
     "partition": Partitioned,
