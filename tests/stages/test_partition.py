@@ -10,6 +10,7 @@ from support.graphs import calls, capture, marked, with_id, with_options
 from support.stages import after, schedule_text
 
 import regional_inductor as ri
+from regional_inductor.stages.partition import in_order_of_use
 
 
 @ri.region("rope")
@@ -289,3 +290,31 @@ def test_forward_and_backward_of_a_joint_graph_stay_apart():
             node.meta["partitioner_tag"] = "is_forward" if "sin" in node.name else "is_backward"
     (graph,) = after("partition", gm, merge="scope").graphs
     assert [(r.direction, len(r.nodes)) for r in graph.regions] == [("forward", 1), ("backward", 2)]
+
+
+def _of_one_region(*order, draw=False):
+    """Detached inputs of one call, made in the given order."""
+    graph = torch.fx.Graph()
+    inputs = {name: graph.placeholder(name) for name in "xyz"}
+    aten = torch.ops.aten
+    seen = {name: graph.call_function(aten.detach.default, (inputs[name],)) for name in order}
+    if draw:
+        seen["z"] = graph.call_function(aten.bernoulli.default, (seen["z"],))
+    product = graph.call_function(aten.addcmul.default, tuple(seen[name] for name in "xyz"))
+    graph.output(product)
+    return tuple(node for node in graph.nodes if node.op == "call_function")
+
+
+def _what_they_read(nodes):
+    return [tuple(argument.name for argument in node.all_input_nodes) for node in nodes]
+
+
+def test_backward_regions_that_differ_only_in_when_views_are_made_are_alike():
+    module = torch.nn.Module()
+    first, second = (in_order_of_use(_of_one_region(*order), module) for order in ("xyz", "zxy"))
+    assert _what_they_read(first)[:3] == _what_they_read(second)[:3] == [("x",), ("y",), ("z",)]
+
+
+def test_where_order_matters_backward_regions_keep_theirs():
+    nodes = _of_one_region(*"zxy", draw=True)
+    assert in_order_of_use(nodes, torch.nn.Module()) == nodes

@@ -99,6 +99,18 @@ class OpTraits:
     switch: bool = False
     opaque: bool = False
 
+    @property
+    def order_matters(self) -> bool:
+        """Whether it must not change places with another such node, whatever data says."""
+        return bool(
+            self.writes
+            or self.draws
+            or self.ordered
+            or self.collective
+            or self.switch
+            or self.opaque
+        )
+
 
 _PURE = OpTraits()
 _OPAQUE = OpTraits(draws=True, ordered=True, opaque=True)

@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Hashable
 
+import torch
 from torch.fx.node import Node
 
 from .._torch import ops
@@ -210,10 +211,36 @@ def _as_schedule(
         inside = tuple(members[group[first]])
         marked = graph.marks[inside[0]]
         label = _label(inside, graph)
+        if marked.direction == "backward":
+            inside = in_order_of_use(inside, graph.module)
         region = Region(_region_name(label, taken), label, inside, marked.mark, marked.direction)
         regions.append(region)
         schedule.append(region)
     return PartitionedGraph(graph, tuple(regions), tuple(schedule))
+
+
+def in_order_of_use(nodes: tuple[Node, ...], module: torch.nn.Module) -> tuple[Node, ...]:
+    """The nodes of a region, each where what it serves first needs it; as they are if order matters.
+
+    AOTAutograd's partitioners place what a backward graph computes again wherever that is first free to run,
+    which differs from layer to layer. Regions that differ in nothing else are then one region.
+    """
+    if any(ops.traits(node, module).order_matters for node in nodes):
+        return nodes
+    members = set(nodes)
+    placed: dict[Node, None] = {}
+    for last in nodes:
+        if last.users and all(user in members for user in last.users):
+            continue
+        stack = [last]
+        while stack:
+            node = stack[-1]
+            waiting = [n for n in node.all_input_nodes if n in members and n not in placed]
+            if node in placed or not waiting:
+                placed[stack.pop()] = None
+            else:
+                stack.append(waiting[0])
+    return tuple(placed)
 
 
 def _label(nodes: tuple[Node, ...], graph: MarkedGraph) -> str:
