@@ -192,3 +192,36 @@ def test_a_region_on_the_cpu_runs_without_its_recording_and_says_why(ri):
     (finding,) = [f for f in compiled.report.findings if f.kind == "cudagraphs"]
     assert finding.message.startswith("the region is not recorded as a CUDA graph: cpu device")
     assert finding.region == "tail"
+
+
+@pytest.mark.inductor
+def test_a_region_whose_sizes_no_argument_names_is_recorded_once_a_size(ri, recordings):
+    """The trees tell sizes apart by integers, and would replay one size's recording for another."""
+    compiled = ri.compile(tailed(ri, {"triton.cudagraphs": True}), dynamic=True)
+    for rows in (3, 5, 3, 5):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(compiled(x), (x * 2).sin() + 1)
+    assert [plan.resized for _, plan in recordings] == [(0,), (0,)]
+
+
+def test_a_whole_graph_gets_its_sizes_as_arguments(ri, recordings):
+    compiled = ri.compile(
+        tailed(ri), capture="model", cudagraphs="graph", region_backend="eager", dynamic=True
+    )
+    compiled(torch.randn(3, 4))
+    assert [plan.resized for _, plan in recordings] == [()]
+
+
+def test_no_more_sizes_of_tensors_are_recorded_than_the_limit(monkeypatch):
+    ran = []
+
+    def replaying(call, arguments, plan, direction):
+        recorded = len(arguments[0])
+        return lambda a: ran.append(("replay", recorded, len(a[0])))
+
+    monkeypatch.setattr(cudagraphs, "_replaying", replaying)
+    plan = cudagraphs.Plan(0, (), (), (), (), resized=(0,))
+    run = cudagraphs.recorded(lambda a: ran.append(("plain", len(a[0]))), plan, "inference", most=2)
+    for size in (1, 2, 3, 1):
+        run([torch.ones(size)])
+    assert ran == [("replay", 1, 1), ("replay", 2, 2), ("plain", 3), ("replay", 1, 1)]

@@ -24,6 +24,8 @@ import torch
 import torch.fx
 from torch.fx.node import Node
 
+from .symbols import symbols_of
+
 BoxedCall = Callable[[list[Any]], Any]
 Trial = Callable[[BoxedCall, Callable[[BoxedCall], None]], BoxedCall]
 """Given what replays, and a function that ends the trial: what to call until then."""
@@ -37,7 +39,8 @@ class Plan:
     """What the trees have to know of a graph; taken from it before the pass changes it.
 
     `static` are inputs that stay where they are from call to call (parameters, buffers, and in a
-    backward graph what the forward one saved); the others are copied into the recording's memory.
+    backward graph what the forward one saved); the others are copied into the recording's memory. Tensors in
+    `resized` have symbolic sizes that no argument names: the inputs of a region, which takes them as they are.
     """
 
     device: int
@@ -45,6 +48,7 @@ class Plan:
     mutated: tuple[int, ...]
     placeholders: Sequence[Any]
     stack_traces: Sequence[str | None]
+    resized: tuple[int, ...] = ()
 
     @property
     def mutates_what_may_move(self) -> bool:
@@ -136,6 +140,18 @@ def _plan(graph: torch.fx.GraphModule, static: tuple[int, ...]) -> Plan:
         tuple(sorted(find_input_mutations(graph.graph))),
         get_placeholder_info(graph.graph),
         get_stack_traces(graph),
+        _resized(graph),
+    )
+
+
+def _resized(graph: torch.fx.GraphModule) -> tuple[int, ...]:
+    """Places of tensors with symbols in their sizes that aren't arguments themselves."""
+    values = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
+    named = {value.node.expr for value in values if isinstance(value, torch.SymInt)}
+    return tuple(
+        place
+        for place, value in enumerate(values)
+        if isinstance(value, torch.Tensor) and not symbols_of(value) <= named
     )
 
 
@@ -188,10 +204,15 @@ def recorded(
     now: BoxedCall = call  # until `start` is there
 
     def start(arguments: list[Any]) -> Any:
-        replay = _replaying(call, arguments, plan, direction)
-        if any(type(value) is int for value in arguments):
-            unrecorded = running_backward(call, plan.device) if direction == "backward" else call
-            replay = _for_few_sizes(replay, unrecorded, most)
+        unrecorded = running_backward(call, plan.device) if direction == "backward" else call
+        if plan.resized:
+            replay = _of_each_size(
+                lambda some: _replaying(call, some, plan, direction), plan.resized, unrecorded, most
+            )
+        else:
+            replay = _replaying(call, arguments, plan, direction)
+            if any(type(value) is int for value in arguments):
+                replay = _for_few_sizes(replay, unrecorded, most)
         settle(replay if trial is None else trial(replay, settle))
         return now(arguments)
 
@@ -216,6 +237,28 @@ def _for_few_sizes(replay: BoxedCall, unrecorded: BoxedCall, most: int) -> Boxed
             if len(seen) >= most:
                 return unrecorded(arguments)
             seen.add(sizes)
+        return replay(arguments)
+
+    return run
+
+
+def _of_each_size(
+    record: Callable[[list[Any]], BoxedCall],
+    resized: Sequence[int],
+    unrecorded: BoxedCall,
+    most: int,
+) -> BoxedCall:
+    """The trees tell sizes apart by integer arguments; here they are those of tensors as well."""
+    recordings: dict[tuple[Any, ...], BoxedCall] = {}
+
+    def run(arguments: list[Any]) -> Any:
+        shapes = tuple(arguments[place].shape for place in resized)
+        sizes = (shapes, tuple(value for value in arguments if type(value) is int))
+        replay = recordings.get(sizes)
+        if replay is None:
+            if len(recordings) >= most:
+                return unrecorded(arguments)
+            replay = recordings[sizes] = record(arguments)
         return replay(arguments)
 
     return run
