@@ -549,3 +549,15 @@ def test_random_numbers_of_the_user_are_not_used_up_by_trials():
     with warnings.catch_warnings():
         ri.compile(f, region_backend="eager")(torch.ones(3))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_a_trial_may_take_for_equal_stays_eager_on_cuda(unproven, monkeypatch):
+    monkeypatch.setattr(exact_cuda, "DEVICES", frozenset({"cpu"}))
+
+    @ri.region("some", numerics="eager")
+    def f(x):
+        return torch.atan2(x, x + 1)
+
+    report = ri.explain(f, torch.ones(3))
+    (finding,) = [f for f in report.findings if f.kind == "fallback"]
+    assert finding.message.startswith("`aten.atan2.default` differs from eager for a few of very")

@@ -22,7 +22,7 @@ from .exactness import difference
 from .region_backends import lock, lowered_exactly
 from .regions import Settings
 
-ROUNDS = 4
+ROUNDS = {"cpu": 4, "cuda": 16}
 ROUNDS_OF_SINGLE_NUMBERS = 32
 """For operands of one number next to others: each round sees only one of theirs."""
 
@@ -104,7 +104,8 @@ def _compared(
     reasons = dict.fromkeys(attempts, "")
     fakes = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     single = any(fake.dim() == 0 for fake in fakes)
-    for seed in range(ROUNDS_OF_SINGLE_NUMBERS if single else ROUNDS):
+    rounds = max(ROUNDS[fake.device.type] for fake in fakes)
+    for seed in range(ROUNDS_OF_SINGLE_NUMBERS if single else rounds):
         inputs = dense_inputs(fakes, seed)
         expected = module(*inputs)
         result = compiled(list(inputs)) if is_boxed(compiled) else compiled(*inputs)

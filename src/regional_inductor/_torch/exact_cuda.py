@@ -39,6 +39,10 @@ OPTIONS: dict[str, Any] = {
 """For regions on CUDA; those that the torch at hand has."""
 
 
+_RARELY_DIFFER = frozenset({"aten.atan2.default"})
+"""What a trial may take for equal: bfloat16 passed one and failed another (H100, torch 2.11)."""
+
+
 def check(node: Node, *, known: bool) -> None:
     """Refuse what no trial of an operator by itself could decide.
 
@@ -51,6 +55,8 @@ def check(node: Node, *, known: bool) -> None:
     """
     target = node.target
     assert isinstance(target, OpOverload)
+    if str(target) in _RARELY_DIFFER:
+        raise NotExactError("differs from eager for a few of very many inputs")
     if torch.Tag.nondeterministic_seeded in target.tags:
         raise NotExactError("draws random numbers")
     if target._schema.is_mutable:
