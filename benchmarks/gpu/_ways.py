@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu._llama import Marks
@@ -120,7 +121,8 @@ def described(way: Way, model: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"regions": len(statuses), "compiles": statuses.count("compiled")}
     slower = [f.text for f in report.findings if "makes the region slower" in f.message]
     if slower:
-        found["slower as CUDA graphs"] = "; ".join(slower[:3])
+        here = f"{Path(__file__).parents[2]}/"
+        found["slower as CUDA graphs"] = "; ".join(slower[:3]).replace(here, "")
     if eager:
         found["stayed eager"] = "; ".join(sorted(eager)[:3])
     return found

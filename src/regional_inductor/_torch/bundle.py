@@ -421,10 +421,12 @@ def _with_triton(parts: Mapping[str, bytes], kernels: Mapping[str, Any]) -> Part
     described = json.loads(parts["bundle"])
     triton = described["triton"]
     try:
-        # An artifact holds the files of what it was made with.
-        files = triton_kernels.files_of(kernels.values(), chosen_only="artifact" in parts)
+        # An artifact holds the files of what it was made with, unless the kernels were in this process already.
+        files = triton_kernels.files_of(kernels.values())
     except triton_kernels.UnknownKernelError as error:
-        raise NotBundledError(str(error)) from error
+        if "artifact" not in parts:
+            raise NotBundledError(str(error)) from error
+        files = _files_of_the_chosen(kernels)
     triton["files"] |= {path: _sha(data) for path, data in files.items()}
     triton["choices"] |= triton_kernels.choices_of(kernels)
     return {
@@ -432,6 +434,13 @@ def _with_triton(parts: Mapping[str, bytes], kernels: Mapping[str, Any]) -> Part
         "bundle": json.dumps(described).encode(),
         **{f"triton {path}": data for path, data in files.items()},
     }
+
+
+def _files_of_the_chosen(kernels: Mapping[str, Any]) -> dict[str, bytes]:
+    try:
+        return triton_kernels.files_of(kernels.values(), chosen_only=True)
+    except triton_kernels.UnknownKernelError as error:
+        raise NotBundledError(str(error)) from error
 
 
 def _artifact_bytes(compiled: Any) -> bytes:
