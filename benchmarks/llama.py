@@ -133,9 +133,9 @@ def measure(way: str, layers: int, distinct: bool, train: bool, again: int = 0) 
 
 
 _WHY_COLD = (
-    "ours is the same at every depth, two runs of the C++ compiler and what Inductor's lowering takes for three "
-    "regions; with n layers PyTorch's pass pays mostly Python, of which a faster processor takes less. "
-    "--profile llama says where it goes"
+    "ours hardly grows with depth: three fifths of it are one run of the C++ compiler for all regions, the rest mostly "
+    "what Inductor does for three regions (the parts below). PyTorch's pass pays for n layers, and that in Python, so "
+    "the ratio hangs on how fast the machine runs either; one run each"
 )
 
 
