@@ -288,8 +288,8 @@ def _targets(times: list[Row], growth: list[Row], memory: list[Row], cyclic: Row
             worst(large, "ours, everything"),
             1.1,
             "lower",
-            why="Work is in proportion to the nodes (tests/counters counts it); what grows faster is the time that "
-            "memory takes once the graph no longer fits the processor's caches.",
+            why="Calls are in proportion to the nodes (tests/counters counts them); which of them take longer in large "
+            "graphs is not known.",
         ),
         Target(
             "memory over the graph, 10,000 nodes, largest",

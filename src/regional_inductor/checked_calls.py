@@ -14,11 +14,18 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.fx
-from torch.autograd import forward_ad, profiler
+from torch.autograd import profiler
 
 from ._torch import direct, direct_artifact
 from ._torch.direct import innermost_callable
-from ._torch.tensor_kinds import Sizes, is_transformed, never, same_kinds
+from ._torch.tensor_kinds import (
+    Sizes,
+    forward_ad,
+    in_forward_mode,
+    is_transformed,
+    never,
+    same_kinds,
+)
 from ._torch.values import is_fake
 from .errors import RegionError
 from .regions import RegionCall
@@ -128,7 +135,7 @@ def _fit(
     call: RegionCall,
 ) -> bool:
     """Whether the compiled region can take these; False where only eager code can, an error for a wrong kind."""
-    if not trained and forward_ad._current_level >= 0:
+    if not trained and in_forward_mode():
         return False
     grad = not trained and torch.is_grad_enabled()
     for index, (value, kind) in enumerate(zip(args, kinds, strict=True)):

@@ -3,7 +3,8 @@
 Checked on torch 2.13: `torch._C._dynamo.guards.TensorGuards`, whose `check` compares class, dtype, device, sizes,
 `requires_grad` whatever the grad mode, and dispatch keys as they are under the modes of the moment: autocast of that
 device, inference mode, transforms. Tensors that are one object fail it. What matters of it is tried once in each
-process; where it is missing or says something else, nothing is of an earlier kind. `is_functorch_wrapped_tensor`.
+process; where it is missing or says something else, nothing is of an earlier kind. `is_functorch_wrapped_tensor`;
+`torch.autograd.forward_ad._current_level`, below 0 outside of forward mode.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad as forward_ad
 
 Sizes = tuple[int | None, ...]
 
@@ -90,3 +92,8 @@ def _tells_kinds_apart() -> bool:
 def is_transformed(value: torch.Tensor) -> bool:
     """Whether `vmap`, `grad` or another transform of `torch.func` made this tensor: it has no memory."""
     return torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def in_forward_mode() -> bool:
+    """Whether tangents may be with tensors, which the check says nothing of."""
+    return forward_ad._current_level >= 0

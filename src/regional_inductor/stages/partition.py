@@ -232,14 +232,15 @@ def in_order_of_use(nodes: tuple[Node, ...], module: torch.nn.Module) -> tuple[N
     for last in nodes:
         if last.users and all(user in members for user in last.users):
             continue
-        stack = [last]
+        stack = [(last, iter(last.all_input_nodes))]
         while stack:
-            node = stack[-1]
-            waiting = [n for n in node.all_input_nodes if n in members and n not in placed]
-            if node in placed or not waiting:
-                placed[stack.pop()] = None
+            node, arguments = stack[-1]
+            waiting = next((n for n in arguments if n in members and n not in placed), None)
+            if waiting is None:
+                placed[node] = None
+                stack.pop()
             else:
-                stack.append(waiting[0])
+                stack.append((waiting, iter(waiting.all_input_nodes)))
     return tuple(placed)
 
 
