@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import math
 import os
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +74,7 @@ def in_fresh_process(
     *,
     cache: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    probed: bool = False,
     timeout: float = 900,
     log: Path | None = None,
     **arguments: Any,
@@ -79,6 +87,8 @@ def in_fresh_process(
         cache: Inductor's cache folder for the process; our store of regions is in it. Without one,
             no store is used.
         environment: More environment variables.
+        probed: Whether to put into that folder what Inductor finds out about the processor, which takes
+            several runs of the C++ compiler; for what counts nothing before the first compile.
         timeout: Seconds after which the process is ended.
         log: A file to which its standard error goes, after a line that names the call.
         **arguments: What the function gets.
@@ -86,14 +96,12 @@ def in_fresh_process(
     Returns:
         What the function returned; `{"error": last line of its standard error}` if it failed.
     """
-    variables = {**os.environ, "REGIONAL_INDUCTOR_CACHE": "0"}
+    variables = {**os.environ, **_settings(cache)}
     # Installed packages have their bytecode beside them: ours too, whatever this shell says.
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
-    if cache is not None:
-        variables["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
-        variables["REGIONAL_INDUCTOR_CACHE_DIR"] = str(cache / "regions")
-        variables["REGIONAL_INDUCTOR_CACHE"] = "1"
     variables |= environment or {}
+    if probed and cache is not None:
+        shutil.copytree(_server().folder, cache, dirs_exist_ok=True)
     request = json.dumps({"function": function, "arguments": arguments})
     try:
         done = subprocess.run(
@@ -109,12 +117,27 @@ def in_fresh_process(
         _keep(log, request, late.stderr)
         return {"error": f"ended after {timeout:.0f} s"}
     _keep(log, request, done.stderr)
-    for line in reversed(done.stdout.splitlines()):
+    return _result(done.stdout, done.stderr, done.returncode)
+
+
+def _settings(cache: Path | None) -> dict[str, str]:
+    """What makes a process use Inductor's cache folder and our store in it; without one, no store."""
+    if cache is None:
+        return {"REGIONAL_INDUCTOR_CACHE": "0"}
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        "REGIONAL_INDUCTOR_CACHE_DIR": str(cache / "regions"),
+        "REGIONAL_INDUCTOR_CACHE": "1",
+    }
+
+
+def _result(output: str, errors: str, code: int) -> dict[str, Any]:
+    for line in reversed(output.splitlines()):
         if line.startswith('{"result"'):
             result: dict[str, Any] = json.loads(line)["result"]
             return result
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return {"error": lines[-1] if lines else f"exit code {done.returncode}"}
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    return {"error": lines[-1] if lines else f"exit code {code}"}
 
 
 def _keep(log: Path | None, request: str, text: str | bytes | None) -> None:
@@ -122,6 +145,94 @@ def _keep(log: Path | None, request: str, text: str | bytes | None) -> None:
         shown = text.decode(errors="replace") if isinstance(text, bytes) else text or ""
         with log.open("a") as file:
             file.write(f"=== {request}\n{shown.rstrip()}\n")
+
+
+# --- forked processes -----------------------------------------------------------------------------
+
+
+def in_forked_process(
+    function: str, *, cache: Path, timeout: float = 900, **arguments: Any
+) -> dict[str, Any]:
+    """Like `in_fresh_process`, without its imports: the process is forked from one that has made them.
+
+    For what counts neither imports nor resident memory. It has compiled nothing before; only that Inductor
+    has found out which vector instructions there are, which takes the C++ compiler several runs.
+
+    Args:
+        function: As there.
+        cache: Its cache folder; a file with what it said comes to lie beside it.
+        timeout: As there.
+        **arguments: As there.
+    """
+    output = cache.parent / f"{cache.name} output"
+    request = {
+        "function": function,
+        "arguments": arguments,
+        "environment": _settings(cache),
+        "output": str(output),
+    }
+    code = _server().run(request, timeout)
+    if code == -signal.SIGKILL:
+        return {"error": f"killed, after {timeout:.0f} s at the latest"}
+    text = output.read_text(errors="replace")
+    return _result(text, text, code)
+
+
+@dataclass(frozen=True)
+class _Server:
+    """The process that forks others, and its cache folder, where only the probe of the processor is."""
+
+    process: subprocess.Popen[str]
+    folder: str
+
+    @staticmethod
+    def started(prepare: str) -> _Server:
+        """Once it has called the function `prepare`, `module:name` in this package."""
+        folder = tempfile.mkdtemp(prefix="regional-inductor-bench-")
+        # With more than one thread of numpy's there would be one that a forked process lacks.
+        variables = {**os.environ, **_settings(Path(folder)), "OPENBLAS_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks._forking", prepare],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=variables,
+        )
+        server = _Server(process, folder)
+        assert server.answer() == "ready"
+        return server
+
+    def run(self, request: Mapping[str, Any], timeout: float) -> int:
+        """The exit status of a process forked for a request; it is killed when time is up."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        late = threading.Timer(timeout, os.kill, (int(self.answer()), signal.SIGKILL))
+        late.start()
+        try:
+            return int(self.answer())
+        finally:
+            late.cancel()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError("the process that forks others has ended")
+        return line
+
+    def end(self) -> None:
+        self.process.communicate()  # closes its standard input
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@functools.cache
+def _server() -> _Server:
+    """Started when it is first needed, and ended with this process."""
+    server = _Server.started("_peers:import_compilers")
+    atexit.register(server.end)
+    return server
 
 
 def say(message: str) -> None:

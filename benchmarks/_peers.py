@@ -5,6 +5,7 @@ Private torch APIs that the benchmarks need are here. Checked on torch 2.13.0.
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Callable
@@ -75,15 +76,17 @@ class TimedPass:
     """A graph pass that takes down how long each of its runs took, the first also in seconds of CPU.
 
     With `again`, each graph is also copied beforehand and the pass is run over the copies: what it
-    costs where the process has compiled the same before.
+    costs where the process has compiled the same before. `parts` has seconds by part of the first runs.
     """
 
     def __init__(self, way: str, again: int = 0) -> None:
+        self.way = way
         self.graph_pass = pass_of(way)
         self.again = again
         self.first: list[float] = []
         self.cpu: list[float] = []
         self.repeated: list[list[float]] = [[] for _ in range(again)]
+        self.parts: dict[str, float] = {}
 
     def __call__(self, gm: torch.fx.GraphModule, inputs: Any) -> Any:
         from copy import deepcopy
@@ -93,16 +96,48 @@ class TimedPass:
         result = self.graph_pass(gm, *inputs)
         self.first.append(time.perf_counter() - start)
         self.cpu.append(cpu_seconds() - cpu)
+        self._note_parts()
         for copied, taken in zip(copies, self.repeated, strict=True):
             start = time.perf_counter()
             self.graph_pass(copied, *inputs)
             taken.append(time.perf_counter() - start)
         return result
 
+    def _note_parts(self) -> None:
+        """Add what the run just made took: stages, and each region's steps."""
+        found: dict[str, float] = {
+            "the pass, wall": self.first[-1],
+            "the pass, processors, compilers included": self.cpu[-1],
+        }
+        report = last_report() if self.way == "ours" else None
+        for graph in report.graphs if report else ():
+            for stage, seconds in graph.seconds.items():
+                found[f"stage {stage}"] = found.get(f"stage {stage}", 0.0) + seconds
+        regions = [r for r in report.regions if r.status == "compiled"] if report else []
+        for number, region in enumerate(regions, 1):
+            label = f"{region.direction} region {number} of {len(region.ops)} operators"
+            found |= {f"{label}, {step}": seconds for step, seconds in region.steps.items()}
+        for part, seconds in found.items():
+            self.parts[part] = self.parts.get(part, 0.0) + seconds
+
 
 def cpu_seconds() -> float:
     """Of this process and of those that it started and that have ended: compilers."""
     return sum(os.times()[:4])
+
+
+# --- processes --------------------------------------------------------------------------------------
+
+
+def import_compilers() -> None:
+    """What every way imports before it compiles, and what Inductor finds out about the machine once."""
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    for way in ("pytorch", "ours"):
+        backend_of(pass_of(way))
+    for module in ("torch._inductor.compile_fx", "torch._inductor.codegen.cpp"):
+        importlib.import_module(module)
+    pick_vec_isa()
 
 
 # --- whole models ----------------------------------------------------------------------------------
@@ -184,9 +219,13 @@ def counts() -> dict[str, int]:
     }
 
 
-def statuses_of_last_report() -> list[str]:
-    """What became of each region of the last compile of ours."""
+def last_report() -> Any:
     import regional_inductor as ri
 
-    report = ri.last_report()
+    return ri.last_report()
+
+
+def statuses_of_last_report() -> list[str]:
+    """What became of each region of the last compile of ours."""
+    report = last_report()
     return [region.status for region in report.regions] if report else []

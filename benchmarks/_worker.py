@@ -8,13 +8,22 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
 
 
 def main(request: str) -> None:
     fields = json.loads(request)
-    module, _, name = fields["function"].partition(":")
-    function = getattr(importlib.import_module(f"benchmarks.{module}"), name)
-    print(json.dumps({"result": function(**fields["arguments"])}), flush=True)
+    result = function_of(fields["function"])(**fields["arguments"])
+    print(json.dumps({"result": result}), flush=True)
+
+
+def function_of(path: str) -> Callable[..., Any]:
+    """The function that is called `module:name` in this package."""
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = attrgetter(name)(importlib.import_module(f"benchmarks.{module}"))
+    return function
 
 
 if __name__ == "__main__":

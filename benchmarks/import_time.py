@@ -34,8 +34,8 @@ def main(quick: bool) -> Outcome:
             raise RuntimeError(f"import {module}: {added[module]['error']}")
         return float(added[module]["ms"])
 
-    # The first import of a module compiles its bytecode; it is not counted.
-    for module in modules:
+    # The first import of a module compiles its bytecode; it is not counted. Others are imported by the last.
+    for module in dict.fromkeys((QUICK[-1], modules[-1])):
         measured(module)
     found = alternate({m: (lambda m=m: measured(m)) for m in modules}, 3)
     rows: list[Row] = [

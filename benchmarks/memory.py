@@ -77,7 +77,11 @@ def _row(label: str, function: str, **arguments: Any) -> Row:
     say(f"memory: {function.partition(':')[2]}, {label}")
     with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
         found = in_fresh_process(
-            function, cache=Path(folder), environment=RETURNS_MEMORY, **arguments
+            function,
+            cache=Path(folder),
+            environment=RETURNS_MEMORY,
+            probed=True,
+            **arguments,
         )
     return {"way": label, **found}
 

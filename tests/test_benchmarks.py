@@ -76,6 +76,38 @@ def test_a_fresh_process_that_fails_gives_its_last_line():
     assert found == {"error": "ModuleNotFoundError: No module named 'no_such_module'"}
 
 
+@pytest.fixture
+def forking(monkeypatch):
+    """A server that has imported next to nothing."""
+    server = _measure._Server.started("_measure:resident_mb")
+    monkeypatch.setattr(_measure, "_server", lambda: server)
+    yield server
+    server.end()
+
+
+def test_a_forked_process_returns_what_the_function_does(forking, tmp_path):
+    setting = {"function": "_forking:os.getenv", "key": "TORCHINDUCTOR_CACHE_DIR"}
+    for name in "ab":
+        found = _measure.in_forked_process(cache=tmp_path / name, **setting)
+        assert found == str(tmp_path / name)
+    assert forking.process.poll() is None
+
+
+def test_a_forked_process_that_fails_gives_its_last_line(forking, tmp_path):
+    failed = _measure.in_forked_process("_measure:exponent", cache=tmp_path / "a", sizes=[1, 2])
+    assert failed["error"].startswith("TypeError: exponent() missing")
+    endless = {"function": "_measure:alternate", "ways": {}, "repeats": 10**12}
+    late = _measure.in_forked_process(cache=tmp_path / "a", timeout=0.1, **endless)
+    assert late == {"error": "killed, after 0 s at the latest"}
+
+
+def test_a_fresh_process_can_have_what_the_probe_of_the_processor_left(forking, tmp_path):
+    Path(forking.folder, "probe").write_text("avx2")
+    cache = tmp_path / "cache"
+    _measure.in_fresh_process("_measure:resident_mb", cache=cache, probed=True)
+    assert (cache / "probe").read_text() == "avx2"
+
+
 def test_the_peak_sees_what_is_already_freed():
     _measure.reset_peak()
     before = _measure.resident_mb()
@@ -363,6 +395,66 @@ def test_llama_s_targets_are_read_off_its_table():
     assert targets["cold, ours, L=32 against L=1"].verdict == "reached"
     assert targets["cold, L=4, against PyTorch's"].value is None
     assert targets["compile memory over aot_eager, L=32"].value is None
+
+
+def run_of_llama(seconds, **parts):
+    return {"pass": seconds, "in process": [], "mb": 10.0, "peak mb": 12.0, "parts": parts}
+
+
+def test_llama_takes_ours_three_times_and_the_slow_pass_once(monkeypatch):
+    asked = []
+
+    def process(function, *, cache, way, layers, again=0, **_):
+        asked.append((way, layers, "warm" if again else "cold"))
+        return run_of_llama(float(len(asked)), stage=0.5 * len(asked))
+
+    for name in ("in_forked_process", "_in_process_of_its_own"):
+        monkeypatch.setattr(llama, name, process)
+    monkeypatch.setattr(llama, "_parts", {})
+    outcome = llama.main(quick=False)
+    cold = [(way, layers) for way, layers, kind in asked if kind == "cold"]
+    assert cold.count(("ours", 1)) == cold.count(("ours", 4)) == 3
+    assert cold.count(("ours", 32)) == cold.count(("ours", 8)) == 3
+    assert cold.count(("ours", 16)) == 6  # and in training
+    assert cold.count(("pytorch", 32)) == 1
+    assert cold.count(("pytorch", 4)) == 2
+    each = outcome.tables["ours, cold: seconds inside the pass, each process"]
+    table = outcome.tables["seconds inside the pass"]
+    assert [row["2"] for row in each] == [row["cold, ours"] for row in table]
+    ratio = next(t for t in outcome.targets if t.figure == "cold, ours, L=32 against L=1")
+    assert ratio.value == each[3]["2"] / each[0]["2"]
+
+    runs = len(asked)
+    ((_, rows),) = llama.profile([ratio.figure], quick=False).items()
+    assert len(asked) == runs  # it shows what was measured
+    assert rows == [
+        {"part": "stage"} | {c: rows[0][c] for c in ("L=1", "L=16", "L=32", "L=16 train")}
+    ]
+    assert rows[0]["L=1"] == 0.5 * each[0]["2"]
+    monkeypatch.setattr(llama, "_parts", {})
+    llama.profile(None, quick=False)
+    assert len(asked) == runs + 4
+
+
+def test_depth_takes_medians_where_the_targets_compare(monkeypatch):
+    asked = []
+
+    def process(function, *, cache, way, layers):
+        asked.append((way, layers))
+        return {"seconds": float(len(asked)), "call ms": 1.0}
+
+    monkeypatch.setattr(depth, "in_forked_process", process)
+    rows = depth.main(quick=False).tables["seconds to the first result"]
+    assert {start: asked.count(start) for start in depth.REPEATED} == dict.fromkeys(
+        depth.REPEATED, 6
+    )
+    assert asked.count(("pytorch", 32)) == 2
+    assert len({(row["way"], row["layers"]) for row in rows}) == len(rows)
+    asked.clear()
+    depth.profile(["cold, L=32, ours against block by block"], quick=False)
+    assert len(asked) == 2
+    depth.profile(["warm, L=32, ours against block by block"], quick=False)
+    assert len(asked) == 6
 
 
 def test_a_failed_way_of_llama_leaves_a_row_with_its_error():
