@@ -8,6 +8,7 @@ be compiled: it is seen while it runs, and told.
 
 from __future__ import annotations
 
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from torch import nn
 
 from . import running
 from ._torch import in_place
-from ._torch.annotate import annotate, annotated_value, has_preserved_node_meta
+from ._torch.annotate import annotate_this_thread, annotated_value, is_captured
 from .blocks import Layout, is_torchs_own, layout_of
 from .errors import MarkError, OptionError, RegionWarning
 from .options import MARK_KEY
@@ -82,10 +83,8 @@ class _Entry:
     """A function that Dynamo compiles."""
 
     def __init__(self, capture: BlockCapture, entries: _Entries) -> None:
-        self.compiles = 0
-
         def regional_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
-            self.compiles += 1
+            capture.thread.compiles += 1
             in_place.guard_hooks()
             if entries.kind is not None:
                 _qualify(gm, entries.path, entries.kind)
@@ -117,14 +116,14 @@ class _Place:
         self._last: Any = _UNMARKED  # the mark around the latest call of a forward pass
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if has_preserved_node_meta() or torch.compiler.is_exporting():
+        if is_captured():
             return in_place.call_uncompiled(self.module, args, kwargs)
         mark = annotated_value(MARK_KEY, _UNMARKED)
         if in_place.in_backward():
             # Here a checkpoint runs again what ran under this mark, whose scope was left long ago.
             mark = self._last
             if mark is not _UNMARKED:
-                with annotate({MARK_KEY: mark}):
+                with annotate_this_thread({MARK_KEY: mark}):
                     return self._call(mark, args, kwargs)
         else:
             self._last = mark
@@ -140,14 +139,18 @@ class _Place:
         return self.capture.run(entry, self.module, args, kwargs)
 
     def _first_call(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        entries = self.entries
-        entry = self.chosen[key] = entries.new() if entries.apart else entries.shared(key)
-        before = entry.compiles
+        entries, thread = self.entries, self.capture.thread
+        with self.capture.lock:
+            is_first = key not in self.chosen  # another thread may call just now
+            if is_first:
+                self.chosen[key] = entries.new() if entries.apart else entries.shared(key)
+            entry = self.chosen[key]
+        before = thread.compiles
         try:
             return self.capture.run(entry, self.module, args, kwargs)
         finally:
-            if not entries.apart:
-                entries.was_called_first(entry.compiles > before)
+            if is_first and not entries.apart:
+                entries.was_called_first(thread.compiles > before)
 
 
 class _RootCall:
@@ -160,7 +163,7 @@ class _RootCall:
         self.before = in_place.compiled_call(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if has_preserved_node_meta() or torch.compiler.is_exporting():
+        if is_captured():
             return in_place.call_uncompiled(self.module, args, kwargs)
         capture = self.capture
         if capture.called is not None:
@@ -175,8 +178,15 @@ class _RootCall:
             capture.settle()
 
 
+class _Thread(threading.local):
+    """What one of the threads that call a model is at."""
+
+    compiles = 0
+    watch: in_place.OperatorWatch | None = None  # a mode is on in the thread that entered it
+
+
 class BlockCapture:
-    """A model captured block by block.
+    """A model captured block by block; any number of threads may call it.
 
     Args:
         model: The model.
@@ -215,7 +225,8 @@ class BlockCapture:
         self._on_error = on_error
         self._left_out = left_out
         self._ways_seen: set[Any] = set()
-        self._watch: in_place.OperatorWatch | None = None
+        self.lock = threading.Lock()
+        self.thread = _Thread()
         self._lines: set[str] = set()
         self._told: set[Finding] = set()
         self._untold: list[Finding] = []
@@ -257,7 +268,7 @@ class BlockCapture:
     ) -> Any:
         """Call something compiled: in it nothing is compiled in place, and nothing is watched."""
         guarded = in_place.hooks_are_guarded()
-        watch = self._watch
+        watch = self.thread.watch
         try:
             with running.inside(), nullcontext() if watch is None else watch.paused():
                 return entry.call(subject, *args, **kwargs)
@@ -270,10 +281,12 @@ class BlockCapture:
     ) -> Any:
         """Call a marked function that the model's own code calls, compiled by itself."""
         code = function.__code__  # that of a function made anew in each call stays the same
-        if id(code) not in self._functions:
-            self._functions[id(code)] = (code, _Entries(self, function.__qualname__))
-        mark = _text_of(annotated_value(MARK_KEY, _UNMARKED))
-        return self.run(self._functions[id(code)][1].shared(mark), function, args, kwargs)
+        with self.lock:
+            if id(code) not in self._functions:
+                self._functions[id(code)] = (code, _Entries(self, function.__qualname__))
+            _, entries = self._functions[id(code)]
+            entry = entries.shared(_text_of(annotated_value(MARK_KEY, _UNMARKED)))
+        return self.run(entry, function, args, kwargs)
 
     # --- what is marked in plain code ---------------------------------------------------------------
 
@@ -281,22 +294,23 @@ class BlockCapture:
     def watched(self, *way: Any) -> Iterator[None]:
         """Watch for marked operators in plain code, the first time that the model is called this way."""
         way = (*way, torch.is_grad_enabled())
-        if way in self._ways_seen or self._watch is not None:
+        if way in self._ways_seen or self.thread.watch is not None:
             yield
             return
         self._ways_seen.add(way)
-        self._watch = in_place.OperatorWatch(self._operator_ran)
+        self.thread.watch = in_place.OperatorWatch(self._operator_ran)
         try:
-            with self._watch:
+            with self.thread.watch:
                 yield
         finally:
-            self._watch = None
+            self.thread.watch = None
 
     def settle(self) -> None:
         """After a run: tell what blocks leave out, or have the whole captured from now on."""
         if not self._untold:
             return
-        untold, self._untold = self._untold, []
+        with self.lock:
+            untold, self._untold = self._untold, []
         if self._left_out is not None:
             self._left_out()
             return
@@ -305,10 +319,11 @@ class BlockCapture:
                 warnings.warn(RegionWarning(finding.text), stacklevel=3)
 
     def _tell(self, finding: Finding) -> None:
-        if finding not in self._told:
-            self._told.add(finding)
-            self._untold.append(finding)
-            self._findings.append(finding)
+        with self.lock:
+            if finding not in self._told:
+                self._told.add(finding)
+                self._untold.append(finding)
+                self._findings.append(finding)
 
     def look_for_ids(self, gm: torch.fx.GraphModule) -> None:
         """Say of each id in a captured graph that it joins nothing outside it."""

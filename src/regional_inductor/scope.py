@@ -23,10 +23,11 @@ import torch
 from . import running
 from ._torch.annotate import (
     annotate,
+    annotate_this_thread,
     capture_that_drops_marks,
-    has_preserved_node_meta,
     next_entry,
     own_code,
+    records_annotations,
     regional_inductor_entry,
     run_as_python,
 )
@@ -193,9 +194,12 @@ class Scope:
 
     def __enter__(self) -> None:
         entered: AbstractContextManager[None] | None = None
-        # Blocks that are called inside take the mark over; what else is inside can't be compiled.
-        if marks_are_recorded(self._value) or running.current() is not None:
+        if marks_are_recorded(self._value):
             entered = annotate({MARK_KEY: {**self._value, "entry": next_entry()}})
+        elif running.current() is not None:
+            # Blocks that are called inside take the mark over; what else is inside can't be compiled.
+            entered = annotate_this_thread({MARK_KEY: {**self._value, "entry": next_entry()}})
+        if entered is not None:
             entered.__enter__()
         self._stack().append(entered)
 
@@ -266,7 +270,7 @@ def mark_calls(function: Callable[..., Any], value: Value | None) -> Callable[..
             capture = running.current()
             if capture is not None:
                 if value.get("eager"):
-                    with annotate({MARK_KEY: {**value, "entry": next_entry()}}):
+                    with annotate_this_thread({MARK_KEY: {**value, "entry": next_entry()}}):
                         return function(*args, **kwargs)
                 return capture.call_marked(marked, args, kwargs)
         return function(*args, **kwargs)
@@ -291,7 +295,7 @@ def switch(marked: Callable[..., Any], value: Value | None) -> None:
 
 def marks_are_recorded(value: Value) -> bool:
     """Whether a graph is being captured, outside Dynamo, by something that keeps annotations."""
-    if has_preserved_node_meta():
+    if records_annotations():
         return True
     capture = capture_that_drops_marks()
     if capture and capture not in _LOST_CAPTURES:

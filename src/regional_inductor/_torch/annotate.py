@@ -4,7 +4,8 @@ Checked on torch 2.11.0 and 2.13.0.
 
 Private uses: the attribute behind `torch.compiler.assume_constant_result` (setting it directly keeps
 Dynamo from being imported); the current translator's output graph, to clean up after that feature;
-`torch._C._len_torch_dispatch_stack`, to ask cheaply whether anything is being captured.
+`torch._C._len_torch_dispatch_stack`, to ask cheaply whether anything is being captured;
+`torch._C._get_dispatch_mode` and its keys, to ask whether this thread is what is captured.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import sys
 import threading
 import types
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.fx import traceback
 from torch.fx.traceback import annotate as annotate
-from torch.fx.traceback import has_preserved_node_meta as has_preserved_node_meta
+from torch.fx.traceback import has_preserved_node_meta
+
+from .frames import is_within
 
 _ENTRIES = itertools.count(1)
 _CLEANED = threading.local()
+_OWN = threading.local()
 
 
 def next_entry() -> int:
@@ -45,11 +51,36 @@ def regional_inductor_entry() -> int:
 regional_inductor_entry._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def is_captured() -> bool:
+    """Whether this thread's code is being captured, outside Dynamo, with annotations or by an export.
+
+    Torch notes both for the whole process: another thread's capture is none of this one's.
+    """
+    return (has_preserved_node_meta() or torch.compiler.is_exporting()) and _is_traced()
+
+
+def records_annotations() -> bool:
+    """Whether this thread's code is being captured with annotations."""
+    return has_preserved_node_meta() and _is_traced()
+
+
+def _is_traced() -> bool:
+    keys = torch._C._TorchDispatchModeKey
+    if torch._C._len_torch_dispatch_stack() > 0 and any(
+        torch._C._get_dispatch_mode(key) is not None
+        for key in (keys.PROXY, keys.FUNCTIONAL, keys.FAKE)
+    ):
+        return True
+    from torch.fx._symbolic_trace import Tracer
+
+    return is_within(Tracer.trace)
+
+
 def capture_that_drops_marks() -> str:
     """The kind of capture that is running and loses annotations, or an empty string."""
-    if has_preserved_node_meta():
+    if records_annotations():
         return ""
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() and _is_traced():
         return "torch.export"
     if torch._C._len_torch_dispatch_stack() > 0:
         from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -61,14 +92,47 @@ def capture_that_drops_marks() -> str:
 
 def surrounding_annotation() -> dict[str, Any]:
     """What the code that runs now was annotated with, outside of any trace."""
-    custom = traceback.current_meta.get("custom")  # torch binds it anew
-    return dict(custom) if isinstance(custom, dict) else {}
+    custom = dict(_torchs_annotation())
+    for key in getattr(_OWN, "values", {}):
+        custom[key] = annotated_value(key, None)
+    return custom
 
 
 def annotated_value(key: str, default: Any) -> Any:
     """What the code that runs now was annotated with under a key; asked at each call of a block."""
-    custom = traceback.current_meta.get("custom")
-    return custom.get(key, default) if custom else default
+    value = _torchs_annotation().get(key, default)
+    own: tuple[Any, Any] | None = getattr(_OWN, "values", {}).get(key)
+    if own is None:
+        return value
+    mine, around = own
+    # What torch has under the key was there before, or was entered inside.
+    return mine if value is default or value is around else value
+
+
+def _torchs_annotation() -> dict[str, Any]:
+    if has_preserved_node_meta() and not _is_traced():
+        return {}  # that of the node which another thread traces
+    custom = traceback.current_meta.get("custom")  # torch binds it anew
+    return custom if isinstance(custom, dict) else {}
+
+
+@contextmanager
+def annotate_this_thread(annotation: dict[str, Any]) -> Iterator[None]:
+    """The same as `annotate` for code that runs and isn't captured.
+
+    `annotate` writes to what all threads read: one that captures meanwhile would mark its graph with it,
+    and threads that enter and leave out of order would leave marks behind.
+    """
+    before: dict[str, tuple[Any, Any]] = getattr(_OWN, "values", {})
+    around = _torchs_annotation()
+    _OWN.values = {
+        **before,
+        **{key: (value, around.get(key)) for key, value in annotation.items()},
+    }
+    try:
+        yield
+    finally:
+        _OWN.values = before
 
 
 def _forget_constants_after_tracing() -> None:

@@ -12,9 +12,9 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
+from .frames import is_within
 from .versions import is_one_of
 
 CHECKED_VERSIONS = ((2, 11), (2, 12), (2, 13))
@@ -59,7 +59,7 @@ def own_traces_only() -> Iterator[None]:
     usual = tracing.is_fx_symbolic_tracing
 
     def is_fx_symbolic_tracing() -> bool:
-        return usual() and _is_within(tracing.Tracer.trace)
+        return usual() and is_within(tracing.Tracer.trace)
 
     with _patching:
         tracing.is_fx_symbolic_tracing = is_fx_symbolic_tracing
@@ -67,14 +67,6 @@ def own_traces_only() -> Iterator[None]:
             yield
         finally:
             tracing.is_fx_symbolic_tracing = usual
-
-
-def _is_within(function: Any) -> bool:
-    """Whether this thread is in a call of a function."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code is not function.__code__:
-        frame = frame.f_back
-    return frame is not None
 
 
 @contextlib.contextmanager

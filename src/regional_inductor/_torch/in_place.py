@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
+from .dynamo import own_traces_only
+
 _CALL = "_compiled_call_impl"
 _NUMBERS = itertools.count()
 _NO_WORK = (
@@ -71,9 +73,10 @@ def compiled_entry(
 
     entry.__code__ = run.__code__.replace(co_name=name)
     entry.__name__ = entry.__qualname__ = name
-    compiled: Callable[..., Any] = torch.compile(
-        entry, backend=backend, fullgraph=fullgraph, dynamic=dynamic
-    )
+    with own_traces_only():
+        compiled: Callable[..., Any] = torch.compile(
+            entry, backend=backend, fullgraph=fullgraph, dynamic=dynamic
+        )
     return compiled
 
 
