@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.compare import assert_like_eager
 from support.graphs import capture, mark_nodes, marked
+from torch.torch_version import TorchVersion
 
 from regional_inductor.stages import compile as stage
 
@@ -238,6 +239,10 @@ def test_what_a_user_catches_keeps_its_type_and_arguments(ri, regions_become):
         assert caught.value.args == ("CUDA out of memory",)
 
 
+@pytest.mark.skipif(
+    TorchVersion(torch.__version__) < (2, 13),
+    reason="on torch 2.11 torch.compile itself dies of an index out of bounds on the CPU; 2.12 is untried",
+)
 @pytest.mark.inductor
 @pytest.mark.parametrize("way", ["backend", "drop-in"])
 def test_an_index_out_of_bounds_names_the_region(ri, way):

@@ -6,6 +6,8 @@ import gc
 import threading
 import weakref
 
+import pytest
+
 from regional_inductor.garbage import only_new_garbage, paused_collection
 
 
@@ -52,6 +54,16 @@ class Cycle:
         self.itself = self
 
 
+@pytest.fixture
+def nobody_else_collects():
+    """Nothing is frozen, and no automatic collection comes between: their counts are another test's work."""
+    gc.unfreeze()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("nobody_else_collects")
 def test_only_what_is_made_inside_is_collected_inside():
     older = weakref.ref(Cycle())
     with only_new_garbage():

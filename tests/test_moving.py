@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule
 
@@ -16,6 +17,12 @@ from regional_inductor._torch.moving import UnmovableError, moved
 from regional_inductor.region_key import combined_key, key_on_any_gpu, key_parts
 
 aten = torch.ops.aten
+
+
+@pytest.fixture(autouse=True)
+def devices_need_not_exist(monkeypatch):
+    """Where torch sees a GPU, it allocates on the device of each fake tensor; no test needs a second GPU."""
+    monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda device: None, raising=False)
 
 
 def region_on(*devices: str, dtype: torch.dtype = torch.float32, fill: str | None = None) -> Any:

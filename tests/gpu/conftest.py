@@ -16,6 +16,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+            # torch looks at the attribute of every tensor that Dynamo guards on, leaf or not.
+            item.add_marker(pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor"))
+            # Inductor's manager of CUDA graphs makes its pool of memory by recording nothing.
+            item.add_marker(pytest.mark.filterwarnings(r"ignore:The CUDA Graph is empty"))
+            # torch.cuda.set_sync_debug_mode says so of itself, each time that a test asks for it.
+            item.add_marker(pytest.mark.filterwarnings(r"ignore:Synchronization debug mode is a"))
             # Inductor's advice about TF32 and about too few multiprocessors is no fault of ours.
             item.add_marker(pytest.mark.filterwarnings(r"ignore:TensorFloat32 tensor cores"))
             item.add_marker(pytest.mark.filterwarnings(r"ignore:flex_attention called without"))

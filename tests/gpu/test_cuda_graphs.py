@@ -41,7 +41,7 @@ def launches(function):
     """Names of CUDA runtime calls that launch something, with counts."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         function()
         torch.cuda.synchronize()
     counts = {event.key: event.count for event in profile.key_averages()}
