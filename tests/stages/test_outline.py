@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from expecttest import assert_expected_inline
 from support.graphs import capture, marked
@@ -95,6 +96,27 @@ r:
   add = aten.add.Tensor(arg0, 1)
   return (add,)""",
     )
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_a_region_that_nobody_reads_goes_with_dead_code_unless_it_draws(draws):
+    """What is drawn behind it would be other numbers: FX keeps a draw, and so a call of one."""
+
+    def fn(x):
+        with ri.region("noise"):
+            (torch.rand_like(x) if draws else x.cos()) * 2
+        return x + torch.rand_like(x)
+
+    x = torch.zeros(4)
+    gm = ri.outline_regions(capture(fn, x, mode="real"))
+    assert "noise" in [node.name for node in gm.graph.nodes]
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    assert ("noise" in [node.name for node in gm.graph.nodes]) == draws
+    torch.manual_seed(0)
+    expected = fn(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(gm(x), expected, rtol=0, atol=0)
 
 
 def test_a_marked_conditional_takes_its_bodies_along():
