@@ -3,7 +3,7 @@
 Sizes and numbers that differ between calls of one kind become symbolic, as Dynamo's automatic dynamic
 shapes would have them.
 
-Checked on torch 2.11 and 2.13: `torch.utils._pytree`.
+Checked on torch 2.11 and 2.13: `torch.utils._pytree`. On 2.13: `torch._C._is_any_autocast_enabled`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import threading
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .calls import CapturedCall, Held, Modes, TensorLike, described_call
 
 _MOST = 64  # kinds and sizes; a model that is called in more ways than these is saved for these
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 class Called:
@@ -37,6 +38,7 @@ class Called:
         self.calls: list[CapturedCall] = []
         self._dynamic = dynamic
         self._seen: set[Any] = set()
+        self._glances: set[Any] = set()
         self._kinds: dict[Any, list[CapturedCall]] = {}
         self._lock = threading.Lock()
 
@@ -46,10 +48,16 @@ class Called:
         """Remember a call of a model, if it is like none before."""
         if model._forward_pre_hooks:
             return  # which may change the arguments before `forward` gets them
+        if len(self._seen) >= _MOST:
+            return
+        glance = _glance_at(model, args, kwargs)
+        if glance in self._glances:
+            return
         leaves, form = pytree.tree_flatten((args, dict(kwargs)))
         modes = (model.training, Modes.now(), str(form), _sameness(leaves))
         key = (*modes, tuple(map(_look, leaves)))
-        if key in self._seen or len(self._seen) >= _MOST:
+        if key in self._seen:
+            self._remember(glance)
             return
         function = getattr(model.forward, "__func__", model.forward)
         if not isinstance(function, types.FunctionType):
@@ -57,6 +65,11 @@ class Called:
         with self._lock:
             self._seen.add(key)
             self._add((*modes, tuple(map(_kind, leaves))), function, model, args, kwargs)
+        self._remember(glance)
+
+    def _remember(self, glance: Any) -> None:
+        if glance is not None and len(self._glances) < _MOST:
+            self._glances.add(glance)
 
     def _add(
         self,
@@ -86,6 +99,48 @@ class Called:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
+
+
+def _glance_at(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, ...] | None:
+    """What tells calls of the usual kinds apart, no less than all that is looked at; None for others.
+
+    It is asked at every call, and takes a sixth of the time or less.
+    """
+    if torch._C._is_any_autocast_enabled():
+        return None
+    parts: list[Any] = [
+        model.training,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *kwargs,
+    ]
+    tensors: list[int] = []
+    if not _glance(args, parts, tensors) or not _glance(kwargs.values(), parts, tensors):
+        return None
+    if len(set(tensors)) < len(tensors):
+        parts += map(tensors.index, tensors)
+    return tuple(parts)
+
+
+def _glance(values: Iterable[Any], parts: list[Any], tensors: list[int]) -> bool:
+    """Add what there is to see of some arguments; False where there is more to it."""
+    for value in values:
+        kind = type(value)
+        parts.append(kind)
+        if kind in _TENSORS and value.layout is torch.strided:
+            tensors.append(id(value))
+            parts += value.dtype, value.device, value.requires_grad, value.shape, value.stride()
+        elif kind in _PLAIN:
+            parts.append(value)
+        elif kind is tuple or kind is list:
+            parts.append(len(value))
+            if not _glance(value, parts, tensors):
+                return False
+        else:
+            return False
+    return True
 
 
 def _look(value: Any) -> Any:
