@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import json
 import math
 import os
@@ -101,7 +100,7 @@ def in_fresh_process(
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
     variables |= environment or {}
     if probed and cache is not None:
-        shutil.copytree(_server().folder, cache, dirs_exist_ok=True)
+        shutil.copytree(_server(COMPILERS).folder, cache, dirs_exist_ok=True)
     request = json.dumps({"function": function, "arguments": arguments})
     try:
         done = subprocess.run(
@@ -150,28 +149,42 @@ def _keep(log: Path | None, request: str, text: str | bytes | None) -> None:
 # --- forked processes -----------------------------------------------------------------------------
 
 
-def in_forked_process(
-    function: str, *, cache: Path, timeout: float = 900, **arguments: Any
-) -> dict[str, Any]:
-    """Like `in_fresh_process`, without its imports: the process is forked from one that has made them.
+COMPILERS = "_peers:import_compilers"
+TORCH = "_peers:import_torch"
+TRANSFORMERS = "_peers:import_transformers"
 
-    For what counts neither imports nor resident memory. It has compiled nothing before; only that Inductor
-    has found out which vector instructions there are, which takes the C++ compiler several runs.
+
+def in_forked_process(
+    function: str,
+    *,
+    cache: Path,
+    environment: Mapping[str, str] | None = None,
+    prepare: str = COMPILERS,
+    timeout: float = 900,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Like `in_fresh_process`, without some imports: the process is forked from one that has made them.
+
+    For what counts neither these imports nor resident memory.
 
     Args:
         function: As there.
         cache: Its cache folder; a file with what it said comes to lie beside it.
+        environment: As there.
+        prepare: Called once in the process that is forked; `COMPILERS` makes all imports and lets Inductor
+            find out which vector instructions there are, which takes several runs of the C++ compiler.
         timeout: As there.
         **arguments: As there.
     """
+    cache.parent.mkdir(parents=True, exist_ok=True)
     output = cache.parent / f"{cache.name} output"
     request = {
         "function": function,
         "arguments": arguments,
-        "environment": _settings(cache),
+        "environment": {**_settings(cache), **(environment or {})},
         "output": str(output),
     }
-    code = _server().run(request, timeout)
+    code = _server(prepare).run(request, timeout)
     if code == -signal.SIGKILL:
         return {"error": f"killed, after {timeout:.0f} s at the latest"}
     text = output.read_text(errors="replace")
@@ -227,12 +240,17 @@ class _Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@functools.cache
-def _server() -> _Server:
+_servers: dict[str, _Server] = {}
+_starting = threading.Lock()
+
+
+def _server(prepare: str) -> _Server:
     """Started when it is first needed, and ended with this process."""
-    server = _Server.started("_peers:import_compilers")
-    atexit.register(server.end)
-    return server
+    with _starting:
+        if prepare not in _servers:
+            _servers[prepare] = _Server.started(prepare)
+            atexit.register(_servers[prepare].end)
+        return _servers[prepare]
 
 
 def say(message: str) -> None:

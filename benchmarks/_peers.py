@@ -129,6 +129,14 @@ def cpu_seconds() -> float:
 # --- processes --------------------------------------------------------------------------------------
 
 
+def import_torch() -> None:
+    """This module has done it."""
+
+
+def import_transformers() -> None:
+    importlib.import_module("transformers")
+
+
 def import_compilers() -> None:
     """What every way imports before it compiles, and what Inductor finds out about the machine once."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa

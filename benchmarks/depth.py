@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._measure import in_forked_process, median, ratio, say
+from benchmarks._measure import in_forked_process, ratio, say
 from benchmarks._outcome import Outcome, Row, Tables, Target
 
 WAYS = {
@@ -35,39 +35,32 @@ LAYERS: dict[str, tuple[int, ...]] = {
     "blocks": (4, 32),
 }
 LAYERS_ELSE = (32,)
-# What the targets compare starts this often; the other ways, up to a minute each, once.
-REPEATED = (("ours", 32), ("ours:blocks", 4), ("ours:blocks", 64), ("blocks", 32))
-REPEATS = 3
 QUICK_LAYERS: dict[str, tuple[int, ...]] = {"ours:blocks": (4,), "blocks": (4,)}
 # Compared with eager to float32's rounding in 32 blocks.
 TOLERANCE = 1e-4
 
 
 def main(quick: bool) -> Outcome:
-    found: dict[tuple[int, str], list[dict[str, dict[str, Any]]]] = {}
+    rows: list[Row] = []
     for layers in (4,) if quick else (4, 32, 64):
         for way in WAYS:
             wanted = QUICK_LAYERS.get(way, ()) if quick else LAYERS.get(way, LAYERS_ELSE)
             if layers in wanted:
-                found[layers, way] = [_starts(way, layers)]
-    for number in range(1, 1 if quick else REPEATS):
-        for way, layers in REPEATED if number % 2 == 0 else reversed(REPEATED):
-            found[layers, way].append(_starts(way, layers))
-    rows = [_row(way, layers, runs) for (layers, way), runs in found.items()]
+                rows.append(_case(way, layers))
     return Outcome(
         {"seconds to the first result": rows},
         _targets(rows),
         [
             (
                 "`ours` is `ri.compile(model)` with its defaults, which capture blocks where there are eight or "
-                f"more; the other two fix what it captures. Medians of {REPEATS} where the targets compare, one start "
-                "of each elsewhere, where differences of a tenth mean nothing."
+                "more; the other two fix what it captures. "
+                "One run each: differences of a tenth mean nothing, the targets' ratios do."
             )
         ],
     )
 
 
-def _starts(way: str, layers: int) -> dict[str, dict[str, Any]]:
+def _case(way: str, layers: int) -> Row:
     starts: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
         for start in ("cold", "warm"):
@@ -75,22 +68,18 @@ def _starts(way: str, layers: int) -> dict[str, dict[str, Any]]:
             starts[start] = in_forked_process(
                 "depth:measure", cache=Path(folder, "cache"), way=way, layers=layers
             )
-    return starts
-
-
-def _row(way: str, layers: int, runs: list[dict[str, dict[str, Any]]]) -> Row:
-    def middle(start: str, field: str) -> float | None:
-        return median([run[start][field] for run in runs if field in run[start]])
-
     row: dict[str, Any] = {
         "layers": layers,
         "way": WAYS[way],
-        "cold": middle("cold", "seconds"),
-        "warm": middle("warm", "seconds"),
-        "call, ms": middle("warm", "call ms"),
-        **{name: middle("cold", name) for name in ("graphs", "AOTAutograd", "compiled", "CPU, s")},
+        "cold": starts["cold"].get("seconds"),
+        "warm": starts["warm"].get("seconds"),
+        "call, ms": starts["warm"].get("call ms"),
+        **{
+            name: starts["cold"].get(name)
+            for name in ("graphs", "AOTAutograd", "compiled", "CPU, s")
+        },
     }
-    errors = [run["error"] for starts in runs for run in starts.values() if "error" in run]
+    errors = [run["error"] for run in starts.values() if "error" in run]
     if errors:
         row["error"] = errors[0]
     return row

@@ -1,10 +1,11 @@
 """Loading what was saved takes the imports that it needs, and little more.
 
-A model of 16 blocks with 49 regions, saved once; each figure is from a fresh process with empty caches
+A model of 16 blocks with 49 regions, saved once; each figure is from a process of its own with empty caches
 and no C++ compiler on its path, medians of wall time and CPU time. `regions` is one captured graph and all its
 compiled regions, from `import torch` on: it needs neither Dynamo nor Inductor. `whole function` is `ri.load`,
 after Dynamo and AOTAutograd have been imported, and what the first call takes over later ones; beside it what these
-imports take. Equal blocks have four distinct regions; with blocks of different widths most are distinct.
+imports take; these processes are forked from one that has imported torch. Equal blocks have four distinct
+regions; with blocks of different widths most are distinct.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._measure import in_fresh_process, median, say
+from benchmarks._measure import (
+    COMPILERS,
+    TORCH,
+    in_forked_process,
+    in_fresh_process,
+    median,
+    say,
+)
 from benchmarks._outcome import Outcome, Row, Target
 
 LAYERS = 16
@@ -61,7 +69,16 @@ def main(quick: bool) -> Outcome:
 
 def _in_process(function: str, cache: Path, **arguments: Any) -> dict[str, Any]:
     hidden = {"PATH": "/nonexistent", "CXX": "/nonexistent"} if function != "prepare" else {}
-    run = in_fresh_process(f"load:{function}", cache=cache, environment=hidden, **arguments)
+    if function == REGIONS:
+        run = in_fresh_process(f"load:{function}", cache=cache, environment=hidden, **arguments)
+    else:
+        run = in_forked_process(
+            f"load:{function}",
+            cache=cache,
+            environment=hidden,
+            prepare=TORCH if function == FUNCTION else COMPILERS,
+            **arguments,
+        )
     if "error" in run:
         raise RuntimeError(f"load, {function}: {run['error']}")
     return run

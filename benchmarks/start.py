@@ -1,8 +1,8 @@
 """A second process on the same machine starts nearly as fast as without any code generation.
 
 Seconds from a built model to the end of its first training step: the demo's model and its marks, forward
-and backward, each start in a process of its own. What a process imports on the way (Dynamo, AOTAutograd,
-Inductor where it is needed) counts, `import torch` and transformers don't. A cold start has empty caches.
+and backward, each start in a process of its own, forked from one that has imported torch and transformers. What a process imports on the way (Dynamo, AOTAutograd,
+Inductor where it is needed) counts. A cold start has empty caches.
 A warm one has what the cold one of the same way left; `regions only` has the folder of compiled regions and
 an empty cache of Inductor; `loaded from a file` has what `ri.save` wrote after the cold start, and no cache at all. Wall time and CPU time, all cores together; losses and gradients
 are compared with eager in every run.
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._measure import in_fresh_process, median, ratio, say
+from benchmarks._measure import TRANSFORMERS, in_forked_process, median, ratio, say
 from benchmarks._outcome import Outcome, Row, Target
 
 WAYS = {
@@ -68,8 +68,9 @@ def _start(way: str, start: str, folder: Path, number: int) -> dict[str, Any]:
     say(f"start: {WAYS[way]}, {start}")
     cache, regions = STARTS[start]
     file = str(folder / "model.ri") if way == "regional_inductor" else None
-    return in_fresh_process(
+    return in_forked_process(
         "start:measure",
+        prepare=TRANSFORMERS,
         cache=folder / (f"{cache} {number}" if start in OURS_ONLY else cache),
         environment={"REGIONAL_INDUCTOR_CACHE_DIR": str(folder / regions)},
         way=way,

@@ -80,14 +80,14 @@ def test_a_fresh_process_that_fails_gives_its_last_line():
 def forking(monkeypatch):
     """A server that has imported next to nothing."""
     server = _measure._Server.started("_measure:resident_mb")
-    monkeypatch.setattr(_measure, "_server", lambda: server)
+    monkeypatch.setattr(_measure, "_server", lambda prepare: server)
     yield server
     server.end()
 
 
 def test_a_forked_process_returns_what_the_function_does(forking, tmp_path):
     setting = {"function": "_forking:os.getenv", "key": "TORCHINDUCTOR_CACHE_DIR"}
-    for name in "ab":
+    for name in ("a", "new/b"):
         found = _measure.in_forked_process(cache=tmp_path / name, **setting)
         assert found == str(tmp_path / name)
     assert forking.process.poll() is None
@@ -436,25 +436,17 @@ def test_llama_takes_ours_three_times_and_the_slow_pass_once(monkeypatch):
     assert len(asked) == runs + 4
 
 
-def test_depth_takes_medians_where_the_targets_compare(monkeypatch):
+def test_depth_s_profile_starts_only_what_a_missed_target_needs(monkeypatch):
     asked = []
-
-    def process(function, *, cache, way, layers):
-        asked.append((way, layers))
-        return {"seconds": float(len(asked)), "call ms": 1.0}
-
-    monkeypatch.setattr(depth, "in_forked_process", process)
-    rows = depth.main(quick=False).tables["seconds to the first result"]
-    assert {start: asked.count(start) for start in depth.REPEATED} == dict.fromkeys(
-        depth.REPEATED, 6
+    monkeypatch.setattr(
+        depth, "in_forked_process", lambda *_, way, **__: asked.append(way) or {"whole": 1.0}
     )
-    assert asked.count(("pytorch", 32)) == 2
-    assert len({(row["way"], row["layers"]) for row in rows}) == len(rows)
-    asked.clear()
-    depth.profile(["cold, L=32, ours against block by block"], quick=False)
+    (rows,) = depth.profile(["cold, L=32, ours against block by block"], quick=False).values()
     assert len(asked) == 2
-    depth.profile(["warm, L=32, ours against block by block"], quick=False)
-    assert len(asked) == 6
+    assert {row["start"] for row in rows} == {"cold"}
+    (rows,) = depth.profile(["warm, L=32, ours against block by block"], quick=False).values()
+    assert len(asked) == 6  # a warm start needs a cold one before it
+    assert {row["start"] for row in rows} == {"warm"}
 
 
 def test_a_failed_way_of_llama_leaves_a_row_with_its_error():
