@@ -1,6 +1,6 @@
 """Loading what was saved takes the imports that it needs, and little more.
 
-A model of 16 blocks with 49 regions, saved once; each figure is from a process of its own with empty caches
+A model of 16 blocks with 49 regions (quick form: 4 with 13), saved once; each figure is from a process of its own with empty caches
 and no C++ compiler on its path, medians of wall time and CPU time. `regions` is one captured graph and all its
 compiled regions, from `import torch` on: it needs neither Dynamo nor Inductor. `whole function` is `ri.load`,
 after Dynamo and AOTAutograd have been imported, and what the first call takes over later ones; beside it what these
@@ -26,7 +26,7 @@ from benchmarks._measure import (
 )
 from benchmarks._outcome import Outcome, Row, Target
 
-LAYERS = 16
+LAYERS, QUICK_LAYERS = 16, 4
 BLOCKS = {False: "equal", True: "different widths"}
 REGIONS, FUNCTION = "regions", "function"  # what is called in fresh processes
 REPEATS = {FUNCTION: 3, REGIONS: 5}  # the former takes seconds of imports besides
@@ -36,15 +36,17 @@ def main(quick: bool) -> Outcome:
     repeats = dict.fromkeys(REPEATS, 1) if quick else REPEATS
     regions: list[Row] = []
     functions: list[Row] = []
+    layers = QUICK_LAYERS if quick else LAYERS
     for distinct in (False,) if quick else (False, True):
         with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
             path = str(Path(folder, "model.ri"))
+            about_model = {"layers": layers, "distinct": distinct}
             blocks = BLOCKS[distinct]
             say(f"load: saving, blocks {blocks}")
-            saved = _in_process("prepare", Path(folder, "cache"), path=path, distinct=distinct)
+            saved = _in_process("prepare", Path(folder, "cache"), path=path, **about_model)
             found: dict[str, list[dict[str, Any]]] = {REGIONS: [], FUNCTION: []}
             for number in range(max(repeats.values())):
-                for what, arguments in ((FUNCTION, {"distinct": distinct}), (REGIONS, {})):
+                for what, arguments in ((FUNCTION, about_model), (REGIONS, {})):
                     if number >= repeats[what]:
                         continue
                     say(f"load: {what}")
@@ -92,13 +94,13 @@ def _modules(rows: list[Row]) -> float:
     return float(max(row["modules of Inductor and Dynamo"] for row in rows))
 
 
-def prepare(path: str, distinct: bool) -> dict[str, Any]:
+def prepare(path: str, layers: int, distinct: bool) -> dict[str, Any]:
     """Compile the model, run one training step and save it."""
     import regional_inductor as ri
     from benchmarks import _models
     from regional_inductor import loading, saved_file  # noqa: F401 - its bytecode is written
 
-    shape = _models.Shape(LAYERS, distinct=distinct)
+    shape = _models.Shape(layers, distinct=distinct)
     model = ri.compile(_models.Llama(shape), on_error="raise", capture="model")
     with_gradients(model, _models.inputs(shape, train=True))
     calls = sum(region.direction == "forward" for region in model.report.regions)
@@ -139,14 +141,14 @@ def _count_compiler_modules() -> int:
     return sum(name.startswith(("torch._inductor", "torch._dynamo")) for name in sys.modules)
 
 
-def function(path: str, distinct: bool) -> dict[str, Any]:
+def function(path: str, layers: int, distinct: bool) -> dict[str, Any]:
     """`ri.load`, after the imports that any use of Dynamo and AOTAutograd needs."""
     import torch
 
     import regional_inductor as ri
     from benchmarks import _models
 
-    shape = _models.Shape(LAYERS, distinct=distinct)
+    shape = _models.Shape(layers, distinct=distinct)
     model, eager = _models.Llama(shape), _models.Llama(shape)
     x = _models.inputs(shape, train=True)
     expected = with_gradients(eager, x).clone()
