@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 import torch.fx
 
-from . import pipeline
-from ._torch import dynamo, inductor, ops, workers
+from . import graph_store, pipeline
+from ._torch import aot_results, dynamo, inductor, ops, workers
 from ._torch.fx import copy_graph, copy_graph_module
 from .errors import OptionError, did_you_mean
 from .findings import findings_of
@@ -359,6 +359,13 @@ def compile_captured(
     wanted = remember_marks(gm)
     capture = report.captures
     publish(report)
+    place = None
+    if stages is pipeline.STAGES:
+        place = graph_store.place_of(gm, example_inputs, settings, wanted, report.findings)
+    if place is not None:
+        taken = place.taken(report, capture)
+        if taken is not None:
+            return taken
     outside = contextlib.nullcontext if not inductor.autograd_cache_forced() else inductor.tagged
     settings = replace(settings, trials=Trials(report.findings))
     recorder = Recorder(settings, report, len(example_inputs))
@@ -388,13 +395,24 @@ def compile_captured(
                 else:
                     compiled = recorder.compile(graph, direction, compile_with)
                 report.graphs[before:] = chooser.added_to(report.graphs[before:])
+                if place is not None and direction == "inference":
+                    return place.offered(compiled)
                 return compiled
 
         return compile_graph
 
+    forward = compile_as("forward")
     backend = dynamo.aot_backend(
-        compile_as("forward"), compile_as("backward"), compile_as("inference"), chooser.partition
+        forward if place is None else aot_results.offering(forward),
+        compile_as("backward"),
+        compile_as("inference"),
+        chooser.partition,
     )
+    if place is not None:
+        with dynamo.compiling_alone(), aot_results.results_offered(gm):
+            compiled = backend(gm, example_inputs)
+        place.keep(compiled, [g for g in report.graphs if g.capture == capture], report.findings)
+        return compiled  # type: ignore[no-any-return]
     # The key of AOTAutograd's cache sees neither marks nor our settings; the tag makes it.
     selection = settings.selection or of_environment()
     # What is made for a file is never taken from that cache, which has no graphs of ours.

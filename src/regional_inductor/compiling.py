@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -16,13 +17,12 @@ from ._torch.called import Called
 from .backend import backend_settings, compile_captured
 from .block_capture import BlockCapture, blocks_of, release
 from .blocks import Layout, layout_of
-from .compilations import Compilation, attach
+from .compilations import Compilation, CopiedSave, attach
 from .errors import OptionError
 from .lost_marks import warn_of_lost_regions
 from .mark import marked_modules
 from .report import Report, publish
 from .rules import Rule, RuleSet
-from .saving import Save
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
@@ -223,3 +223,24 @@ def _with_save(compiled: _T, compilation: Compilation) -> _T:
     if not hasattr(type(compiled), "save"):  # a model's own `save` stays what it was
         compiled.save = Save(compiled)  # type: ignore[attr-defined]
     return compiled
+
+
+class Save:
+    """The `.save` of what `compile` returned.
+
+    Copies and pickles of a model are not compiled, so theirs says so.
+    """
+
+    def __init__(self, compiled: Callable[..., Any]) -> None:
+        self._compiled = weakref.ref(compiled)
+
+    def __call__(self, path: str | os.PathLike[str]) -> None:
+        """As `regional_inductor.save`."""
+        from .saving import save  # whoever saves nothing needn't wait for it
+
+        compiled = self._compiled()
+        assert compiled is not None, "it is an attribute of what it saves"
+        save(compiled, path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CopiedSave, ()

@@ -104,6 +104,10 @@ class Disk:
             os.utime(path)
         return entry
 
+    def holds(self, key: str) -> bool:
+        """Whether there is a file for a key; whether it can be used, `get` says."""
+        return self._path(key).exists()
+
     def put(self, entry: Entry) -> bool:
         """Publish an entry: whoever looks sees all of it or nothing. Says whether it is stored."""
         data = entry.to_bytes()

@@ -19,7 +19,7 @@ import torch
 import torch.fx
 
 from . import bytecode
-from ._torch import bundle, targets
+from ._torch import bundle, eager_calls, targets
 from ._torch.fx import is_boxed
 from .layouts import Strides
 from .regions import RegionCall
@@ -70,7 +70,7 @@ class Packer:
         """How many compiled regions there are."""
         return len(self._regions)
 
-    def region(self, compiled: Any, call: RegionCall) -> int:
+    def region(self, compiled: Any, call: RegionCall) -> Any:
         """The number of a compiled region, which is packed when it is first met."""
         if id(compiled) not in self._regions:
             number = len(self._regions)
@@ -105,7 +105,7 @@ class Unpacker:
         described = _Unpickler(io.BytesIO(self._parts[f"graph {name}"]), self).load()
         return _made(*described)
 
-    def region(self, number: int) -> Callable[..., Any]:
+    def region(self, number: Any) -> Callable[..., Any]:
         """A compiled region by its number."""
         if number not in self._regions:
             self._regions[number] = bundle.load(self._bundle(number))
@@ -175,6 +175,8 @@ class _Pickler(pickle.Pickler):
             return _made, _described(value, outermost=False)
         if isinstance(value, EffectfulRegion):
             return EffectfulRegion, (value.function, value.call)
+        if value is eager_calls.EAGER:
+            return eager_calls.filled, (eager_calls.filled_so_far(),)
         if isinstance(value, types.ModuleType):
             return importlib.import_module, (value.__name__,)
         if targets.is_operator(value):
@@ -201,7 +203,7 @@ class _Unpickler(pickle.Unpickler):
 class _Region:
     """A compiled region in a pickle: its number."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: Any) -> None:
         self.number = number
 
 

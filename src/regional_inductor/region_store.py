@@ -37,6 +37,46 @@ _opened: dict[tuple[str | None, ...], tuple[Disk | None, Remote | None]] = {}
 _VARIABLES = (FOLDER, SWITCH, SIZE, KEY, KEY_FILE, URL, "XDG_CACHE_HOME", "HOME")
 
 
+_stored_under: dict[str, str] = {}  # by region key, for regions that this process stored or loaded
+
+
+def stored_under(key: str) -> str | None:
+    """What the region with this region key is stored under on disk, as far as this process knows."""
+    return _stored_under.get(key)
+
+
+def in_memory(key: str) -> Callable[..., Any] | None:
+    """The compiled region with this region key, if this process has it."""
+    return memory.get(key)
+
+
+def loaded_by_key(
+    key: str, stored: str, options: Mapping[str, Any]
+) -> tuple[Callable[..., Any], Literal["memory", "disk"]] | None:
+    """A region of fixed sizes on the CPU, and where it came from; None if it isn't to be had.
+
+    Args:
+        key: Its region key.
+        stored: What it is stored under.
+        options: Inductor's options that it was compiled with.
+    """
+    known, local = memory.get(key), disk()
+    if known is not None:
+        return known, "memory"
+    entry = None if local is None else local.get(stored)
+    if local is None or entry is None:
+        return None
+    try:
+        with inductor.configured(options):
+            call = bundle.load(entry.parts)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, compiling helps
+        local.reject(stored, f"{type(error).__name__}: {error}")
+        return None
+    memory.put(key, call)
+    _stored_under[key] = stored
+    return call, "disk"
+
+
 def disk() -> Disk | None:
     """The store on disk that the environment asks for now, or None where it is switched off."""
     return _stores()[0]
@@ -70,9 +110,9 @@ def loaded_or_compiled(
     job = ranks.job(local.folder if local is not None and local.seal is None else None)
     if local is None and server is None and job is None:
         return compile_batch(requests)
-    forbidden = _forbidden()
-    if forbidden:
-        log.info("compiled regions are not stored: %s", forbidden)
+    reason = forbidden()
+    if reason:
+        log.info("compiled regions are not stored: %s", reason)
         return compile_batch(requests)
     keys = {r.key: stored_keys(r) for r in requests if _is_stored(r)}
     supply = _Supply(keys, compile_batch, local, server)
@@ -230,6 +270,8 @@ class _Supply:
             call = bundle.load(entry.parts)
         memory.put(request.key, call)
         self.entries[entry.key] = entry
+        if status == "disk":
+            _stored_under[request.key] = entry.key
         self._follow(call, entry)
         return CompiledRegion(
             request.key,
@@ -262,6 +304,7 @@ class _Supply:
         entry = Entry(key, _about(request, seconds), parts)
         self.entries[key] = entry
         self._put(entry)
+        _stored_under[request.key] = key
         self._follow(call, entry)
 
     def _follow(self, call: Callable[..., Any], entry: Entry) -> None:
@@ -329,7 +372,7 @@ def _stored_key(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _forbidden() -> str:
+def forbidden() -> str:
     """Why nothing may be stored or taken now, or ``""``."""
     if inductor.caches_forbidden():
         return "Inductor's force_disable_caches is on"

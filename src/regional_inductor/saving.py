@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import types
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from ._torch.kept_guards import NotKeptError, code_digest
 from ._torch.module_hooks import hooks_inside
 from .backend import compile_captured
 from .block_capture import capture_in_place
-from .compilations import Compilation, CopiedSave, compilation_of
+from .compilations import Compilation, compilation_of
 from .errors import RegionError, SaveError
 from .packing import NotPackedError, Packer
 from .report import Report, last_report, put_back
@@ -68,25 +67,6 @@ def save(compiled: Callable[..., Any], path: str | os.PathLike[str]) -> None:
             put_back(before)
         header, parts = _packed(compilation, captures)
     write(Path(path), header, parts)
-
-
-class Save:
-    """The `.save` of what `compile` returned.
-
-    Copies and pickles of a model are not compiled, so theirs says so.
-    """
-
-    def __init__(self, compiled: Callable[..., Any]) -> None:
-        self._compiled = weakref.ref(compiled)
-
-    def __call__(self, path: str | os.PathLike[str]) -> None:
-        """As `regional_inductor.save`."""
-        compiled = self._compiled()
-        assert compiled is not None, "it is an attribute of what it saves"
-        save(compiled, path)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return CopiedSave, ()
 
 
 def _checked(compiled: Callable[..., Any]) -> Compilation:

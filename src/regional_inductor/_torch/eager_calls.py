@@ -12,6 +12,7 @@ which is all that `OpOverload.__call__` calls; how FX writes a call.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -63,13 +64,34 @@ def with_direct_calls(body: list[str]) -> list[str]:
 
 def _direct(call: re.Match[str]) -> str:
     operator, overload = call.groups()
+    return f" = {NAME}.{operator}_{overload}(" if _fill(operator, overload) else call[0]
+
+
+def _fill(operator: str, overload: str) -> bool:
+    """Have `EAGER` know an overload; says whether it does."""
     name = f"{operator}_{overload}"
     if not hasattr(EAGER, name):
         function = _C_FUNCTIONS.get(f"{operator}.{overload}")
         if function is None:
             target = getattr(getattr(torch.ops.aten, operator), overload)
             if type(target) is not OpOverload:
-                return call[0]
+                return False
             function = target._op
         setattr(EAGER, name, function)
-    return f" = {NAME}.{name}("
+        _filled.append((operator, overload))
+    return True
+
+
+_filled: list[tuple[str, str]] = []
+
+
+def filled_so_far() -> tuple[tuple[str, str], ...]:
+    """The overloads that generated code calls by now."""
+    return tuple(_filled)
+
+
+def filled(overloads: Iterable[tuple[str, str]]) -> Any:
+    """`EAGER`, in a process that takes over code which calls these overloads."""
+    for operator, overload in overloads:
+        _fill(operator, overload)
+    return EAGER

@@ -61,7 +61,7 @@ def why_not(module: torch.fx.GraphModule) -> str:
         if isinstance(target, HigherOrderOperator):
             if target._name not in _HOPS:
                 return f"the operator {target._name} may refer to this process"
-        elif not _is_torchs_operator(target):
+        elif not is_torchs_operator(target):
             reason = _why_not_a_call(target)
             if reason:
                 return f"the key doesn't see the code of {target}, {reason}"
@@ -75,11 +75,12 @@ def signatures(module: torch.fx.GraphModule) -> dict[str, list[str]]:
     return {
         str(target): [str(target._schema), *sorted(map(str, target.tags))]
         for target in _targets(module)
-        if isinstance(target, OpOverload) and not _is_torchs_operator(target)
+        if isinstance(target, OpOverload) and not is_torchs_operator(target)
     }
 
 
-def _is_torchs_operator(target: Any) -> bool:
+def is_torchs_operator(target: Any) -> bool:
+    """Whether a target is an operator of torch, or no operator at all."""
     if not isinstance(target, (OpOverload, OpOverloadPacket)):
         return True  # functions are known by their identity
     return str(target).partition(".")[0] in _NAMESPACES
