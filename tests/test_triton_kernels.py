@@ -5,8 +5,13 @@ Neither Triton nor a GPU is needed: the kernels here are stand-ins with what Ind
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import os
 import pickle
+import sys
+import types
 
 import pytest
 
@@ -266,3 +271,62 @@ def test_a_choice_file_of_another_kind_is_refused(machine):
     machine("first")
     with pytest.raises(ValueError, match="no file of Inductor's choices"):
         triton_kernels.put_choice_back("pass", {"x.py": "import os"})
+
+
+# --- one binary, two keys --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def triton(monkeypatch, tmp_path):
+    """What Triton's key is made of: source, ptxas as the process asked for it first, options, environment."""
+
+    def key(source, backend, options, env_vars):
+        return f"{source}-{backend.hash()}-{options}-{sorted(env_vars.items())}"
+
+    def version(arch):
+        return "ptxas of torch" if "TRITON_PTXAS_PATH" in os.environ else "ptxas of triton"
+
+    compiler = types.SimpleNamespace(get_cache_key=key)
+    asked_first = functools.lru_cache(version)
+    nvidia = types.SimpleNamespace(get_ptxas_version=asked_first)
+    for name, module in {
+        "triton": types.SimpleNamespace(
+            knobs=types.SimpleNamespace(cache=types.SimpleNamespace(dir=str(tmp_path / "triton")))
+        ),
+        "triton.compiler": types.SimpleNamespace(compiler=compiler),
+        "triton.backends.nvidia": types.SimpleNamespace(compiler=types.SimpleNamespace(**vars(nvidia))),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    triton_kernels._ptxas_versions.cache_clear()
+    yield types.SimpleNamespace(
+        compiler=compiler,
+        backend=types.SimpleNamespace(
+            target=types.SimpleNamespace(arch=90), hash=lambda: f"{asked_first(90)}-90"
+        ),
+        folder=tmp_path / "triton",
+    )
+    triton_kernels._ptxas_versions.cache_clear()
+
+
+def cached_under(triton, key):
+    from torch._inductor.runtime.runtime_utils import triton_hash_to_path_key
+
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    (triton.folder / triton_hash_to_path_key(digest)).mkdir(parents=True)
+
+
+@pytest.mark.parametrize("asked", ["ptxas of triton", "ptxas of torch"])
+def test_a_binary_is_found_whichever_ptxas_the_process_that_made_it_had_asked(
+    triton, asked, monkeypatch
+):
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/torch/bin/ptxas")
+    assert triton.backend.hash() == "ptxas of torch-90"
+    cached_under(triton, f"source-{asked}-90-options-[]")
+    usual = triton.compiler.get_cache_key
+    with triton_kernels._whatever_ptxas_was_asked_first():
+        key = triton.compiler.get_cache_key("source", triton.backend, "options", env_vars={})
+        other = triton.compiler.get_cache_key("another", triton.backend, "options", env_vars={})
+    assert key == f"source-{asked}-90-options-[]"
+    assert other == "another-ptxas of torch-90-options-[]"  # which nobody has compiled
+    assert triton.compiler.get_cache_key is usual
+    assert os.environ["TRITON_PTXAS_PATH"] == "/torch/bin/ptxas"

@@ -7,6 +7,7 @@ it in. So it is the operator that stays eager, not the region around it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from ._torch.trial_inputs import dense_inputs, outside_tracing
 from .exactness import difference
 from .region_backends import lock, lowered_exactly
 from .regions import Settings
+from .trial_store import TrialStore
 
 ROUNDS = {"cpu": 4, "cuda": 16}
 ROUNDS_OF_SINGLE_NUMBERS = 32
@@ -56,23 +58,29 @@ def left_eager_after_trials(nodes: Iterable[Node], settings: Settings) -> dict[N
 
 
 def _try(nodes: Sequence[Node], settings: Settings) -> None:
-    """Find the first candidate of each operator that equals eager."""
+    """Find the first candidate of each operator that equals eager, unless an earlier process did."""
+    store = TrialStore()
+    started = time.perf_counter()
     mode = new_fake_mode()
     tried: dict[Node, list[Attempt]] = {}
     for node in nodes:
+        kept = store.taken(node)
+        if kept is not None:
+            exact_trials.decide(node, kept)
+            continue
         try:
             call = exact_trials.alone(node, mode)
             tried[node] = [a for a in exact_trials.attempts(call) if exact_trials.fits(a)]
         except Exception as error:  # noqa: BLE001 - it may ask for sizes that a trial doesn't have
             exact_trials.decide(node, Verdict(f"can't be tried by itself: {_told(error)}"))
-    reasons = _reasons([a for attempts in tried.values() for a in attempts], settings)
+    reasons, failed = _reasons([a for attempts in tried.values() for a in attempts], settings)
     for node, attempts in tried.items():
         equal = [a for a in attempts if not reasons[a]]
-        if equal:
-            exact_trials.decide(node, Verdict("", equal[0].choice))
-        else:
-            # What Inductor makes of the operator by itself is the last candidate.
-            exact_trials.decide(node, Verdict(reasons[attempts[-1]]))
+        # What Inductor makes of the operator by itself is the last candidate.
+        found = Verdict("", equal[0].choice) if equal else Verdict(reasons[attempts[-1]])
+        exact_trials.decide(node, found)
+        if not failed.intersection(attempts):
+            store.keep(node, found, time.perf_counter() - started)
 
 
 def _told(error: Exception) -> str:
@@ -80,19 +88,27 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}"
 
 
-def _reasons(attempts: Sequence[Attempt], settings: Settings) -> dict[Attempt, str]:
-    """For each attempt what differs from eager; what can't be compiled is looked for by halving."""
+def _reasons(
+    attempts: Sequence[Attempt], settings: Settings
+) -> tuple[dict[Attempt, str], set[Attempt]]:
+    """For each attempt what differs from eager; what can't be compiled is looked for by halving.
+
+    Returns:
+        The reasons, and those of the attempts that failed, so that nothing could be compared.
+    """
     if not attempts:
-        return {}
+        return {}, set()
     module, owners = exact_trials.in_one_graph(attempts)
     try:
         compiled = lowered_exactly(module, {}, settings)
-        return _compared(attempts, module, compiled, owners)
+        return _compared(attempts, module, compiled, owners), set()
     except Exception as error:  # noqa: BLE001 - whatever Inductor can't do stays eager, and says why
         if len(attempts) == 1:
-            return {attempts[0]: f"can't be compiled by itself: {_told(error)}"}
+            return {attempts[0]: f"can't be compiled by itself: {_told(error)}"}, {attempts[0]}
     half = len(attempts) // 2
-    return {**_reasons(attempts[:half], settings), **_reasons(attempts[half:], settings)}
+    reasons, failed = _reasons(attempts[:half], settings)
+    others, failed_too = _reasons(attempts[half:], settings)
+    return {**reasons, **others}, failed | failed_too
 
 
 def _compared(

@@ -79,7 +79,10 @@ def _with_direct_calls(body: list[str]) -> list[str]:
 
 
 # FX writes a call, and then the variables that it was the last to use: `;  x = y = None`.
-_BOXED_REGION_CALL = re.compile(r"(\w+(?: : [^=]+)?) = (regional_inductor_\w+)\((\[[\w, ]*\])\)")
+# A region that draws random numbers or has effects is called through a module, others as functions.
+_BOXED_REGION_CALL = re.compile(
+    r"(\w+(?: : [^=]+)?) = (self\.\w+|regional_inductor_\w+)\((\[[\w, ]*\])\)"
+)
 _FORGET = re.compile(r";  ([\w =]+ = None)\n")
 
 

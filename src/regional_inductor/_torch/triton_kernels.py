@@ -7,23 +7,28 @@ it is made when a kernel first runs, and kept in a file beside the kernel's sour
 
 Checked by reading torch 2.11 and 2.13 with Triton 3.6: `CachingAutotuner` (`compile_results`, `launchers`,
 `inductor_meta`, `triton_meta`, `save_cache_hook`, `precompile`), `AutotuneCache.local_cache`, `triton_cache_dir`,
-`triton_hash_to_path_key`, `PyCodeCache.load`, the files of `triton.runtime.cache.FileCacheManager`.
+`triton_hash_to_path_key`, `PyCodeCache.load`, the files of `triton.runtime.cache.FileCacheManager`,
+`triton.compiler.compiler.get_cache_key`, `triton.backends.nvidia.compiler.get_ptxas_version`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("regional_inductor")
 
+_PTXAS = "TRITON_PTXAS_PATH"
 _GROUP = "__grp__"  # a file that names the others by their full paths
 _FOLDER = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _NAME = re.compile(r"[\w.\-]+")
@@ -83,8 +88,94 @@ def load(name: str, source: str) -> Any:
         getattr(compile_tasks, prepare, lambda: None)()
     kernel = getattr(PyCodeCache.load(source), name)
     if not getattr(kernel, "launchers", None):
-        kernel.precompile(warm_cache_only=False)
+        with _whatever_ptxas_was_asked_first():
+            kernel.precompile(warm_cache_only=False)
     return kernel
+
+
+@contextlib.contextmanager
+def _whatever_ptxas_was_asked_first() -> Iterator[None]:
+    """Let Triton find binaries whose key names the other one of two ptxas.
+
+    Torch brings a ptxas along and Triton another one. A process that generates code asks Triton's for its
+    version, which is in all its keys from then on, and assembles with torch's; a process that only compiles, or
+    loads, asks torch's. One and the same binary so has two keys.
+    """
+    try:
+        from triton.compiler import (  # type: ignore[import-not-found, unused-ignore]
+            compiler as triton_compiler,
+        )
+
+        usual = triton_compiler.get_cache_key
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def key(source: Any, backend: Any, options: Any, env_vars: Any) -> Any:
+        asked: Any = usual(source, backend, options, env_vars=env_vars)
+        try:
+            if not _is_cached(asked):
+                for other in _with_other_versions(backend):
+                    found = usual(source, other, options, env_vars=env_vars)
+                    if _is_cached(found):
+                        return found
+        except Exception:  # then Triton compiles
+            log.debug("Triton's cache is asked under its own key alone", exc_info=True)
+        return asked
+
+    with _patching:
+        triton_compiler.get_cache_key = key
+        try:
+            yield
+        finally:
+            triton_compiler.get_cache_key = usual
+
+
+_patching = threading.RLock()
+
+
+def _is_cached(key: str) -> bool:
+    from torch._inductor.runtime.runtime_utils import triton_hash_to_path_key
+    from triton import knobs  # type: ignore[import-not-found, unused-ignore]
+
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return (Path(knobs.cache.dir) / triton_hash_to_path_key(digest)).is_dir()
+
+
+class _OtherVersion:
+    """A backend of Triton's as far as its key goes, with another ptxas."""
+
+    def __init__(self, version: str, target: Any) -> None:
+        self._hash = f"{version}-{target.arch}"
+
+    def hash(self) -> str:
+        return self._hash
+
+
+def _with_other_versions(backend: Any) -> Iterator[_OtherVersion]:
+    for version in _ptxas_versions(backend.target.arch):
+        other = _OtherVersion(version, backend.target)
+        if other.hash() != backend.hash():
+            yield other
+
+
+@cache
+def _ptxas_versions(arch: Any) -> tuple[str, ...]:
+    """What the ptxas that Triton would use says of itself, with torch's own and without."""
+    from triton.backends.nvidia import (  # type: ignore[import-not-found, unused-ignore]
+        compiler as nvidia,
+    )
+
+    ask = nvidia.get_ptxas_version.__wrapped__  # which keeps what it was told first
+    chosen = os.environ.get(_PTXAS)
+    versions = [str(ask(arch))]
+    try:
+        if os.environ.pop(_PTXAS, None) is not None:
+            versions.append(str(ask(arch)))
+    finally:
+        if chosen is not None:
+            os.environ[_PTXAS] = chosen
+    return tuple(dict.fromkeys(versions))
 
 
 def device_of(kernel: Any) -> int:
