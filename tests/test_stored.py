@@ -63,12 +63,12 @@ def test_ls_shows_a_line_a_region_and_what_they_take(filled, capsys):
     lines = out.splitlines()
     assert [line for line in lines if line.strip().startswith(("a1a1a1a1a1a1", "b2b2b2b2b2b2"))]
     assert any("swiglu" in line and "forward" in line and "1.50" in line for line in lines)
-    assert lines[-1].startswith("2 regions, ")
+    assert lines[-1].startswith("2 entries, ")
     assert "of 4.0 GiB" in out
 
 
 def test_ls_of_an_empty_store_says_where_it_looked(store, capsys):
-    assert run(capsys, "ls") == (0, f"no compiled regions in {store.folder}\n", "")
+    assert run(capsys, "ls") == (0, f"no entries in {store.folder}\n", "")
 
 
 def test_ls_reads_a_damaged_entry_as_such_and_leaves_it_there(filled, capsys):
@@ -111,7 +111,7 @@ def test_a_key_that_is_not_one_is_an_error_with_a_way_out(filled, capsys, prefix
 
 
 def test_clear_removes_one_or_all(filled, capsys):
-    assert run(capsys, "clear", "a1")[1] == f"removed 1 regions from {filled.folder}\n"
+    assert run(capsys, "clear", "a1")[1] == f"removed 1 entries from {filled.folder}\n"
     assert [stored.key for stored in filled.entries()] == [OTHER]
     assert run(capsys, "clear")[0] == 0
     assert filled.entries() == []
@@ -129,7 +129,7 @@ def test_verify_finds_what_will_not_be_used_and_removes_it_if_asked(filled, caps
     code, out, _ = run(capsys, "verify")
     assert code == 1
     assert "a1a1a1a1a1a1 it is cut short or changed" in out
-    assert "1 regions are whole, 1 are not, in" in out
+    assert "1 entries are whole, 1 are not, in" in out
     assert path.exists()
     assert "1 are not and were removed" in run(capsys, "verify", "--remove")[1]
     assert [stored.key for stored in filled.entries()] == [OTHER]

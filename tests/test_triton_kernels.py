@@ -294,7 +294,9 @@ def triton(monkeypatch, tmp_path):
             knobs=types.SimpleNamespace(cache=types.SimpleNamespace(dir=str(tmp_path / "triton")))
         ),
         "triton.compiler": types.SimpleNamespace(compiler=compiler),
-        "triton.backends.nvidia": types.SimpleNamespace(compiler=types.SimpleNamespace(**vars(nvidia))),
+        "triton.backends.nvidia": types.SimpleNamespace(
+            compiler=types.SimpleNamespace(**vars(nvidia))
+        ),
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
     triton_kernels._ptxas_versions.cache_clear()

@@ -226,11 +226,12 @@ def _run_verify(arguments: argparse.Namespace) -> int:
 def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "cache",
-        help="list, show, check or clear the compiled regions on disk",
+        help="list, show, check or clear what was compiled and is on disk",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Looks after the store of compiled regions, in REGIONAL_INDUCTOR_CACHE_DIR or the user's cache\n"
-            "folder. Nothing in an entry is run or unpickled."
+            "folder: regions, captured graphs, and what trials of operators found out. Nothing in an entry\n"
+            "is run or unpickled."
         ),
         epilog=(
             "exit codes: 0 done; 1 verify found an entry that won't be used; 2 wrong usage, no such entry,\n"
@@ -243,16 +244,16 @@ def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ),
     )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    ls = actions.add_parser("ls", help="one line for each region, those used last first")
+    ls = actions.add_parser("ls", help="one line for each entry, those used last first")
     ls.set_defaults(run=_run_cache, act=_cache_ls)
-    show = actions.add_parser("show", help="one region in full")
+    show = actions.add_parser("show", help="one entry in full")
     show.add_argument("key", metavar="KEY", help="the beginning of a key, as `ls` shows it")
     show.add_argument("--code", action="store_true", help="also print the generated code")
     show.set_defaults(run=_run_cache, act=_cache_show)
-    clear = actions.add_parser("clear", help="remove all regions, or those with these keys")
+    clear = actions.add_parser("clear", help="remove all entries, or those with these keys")
     clear.add_argument("keys", nargs="*", metavar="KEY", help="the beginning of a key")
     clear.set_defaults(run=_run_cache, act=_cache_clear)
-    verify = actions.add_parser("verify", help="read every region and say which won't be used")
+    verify = actions.add_parser("verify", help="read every entry and say which won't be used")
     verify.add_argument("--remove", action="store_true", help="also remove those")
     verify.set_defaults(run=_run_cache, act=_cache_verify)
 

@@ -212,4 +212,4 @@ def _named(
 ) -> Callable[..., Any]:
     if is_boxed(compiled):
         return boxed_function(compiled, call, promised)
-    return named_function(compiled, call)
+    return named_function(compiled, call, promised)

@@ -19,14 +19,36 @@ from .regions import REGION_META, RegionCall
 RegionFunction = Callable[..., Any]
 
 
-def named_function(compiled: Callable[..., Any], call: RegionCall) -> RegionFunction:
+def named_function(
+    compiled: Callable[..., Any], call: RegionCall, promised: Sequence[layouts.Strides] = ()
+) -> RegionFunction:
     """A plain function over a compiled region: FX generates calls of functions, not of objects.
 
     `__wrapped__` is the compiled region itself; GraphPickler recognises Inductor's artifact there.
+
+    Args:
+        compiled: The compiled region.
+        call: What it is called for.
+        promised: The strides of its arguments by the capture, if a copy of an argument does as well.
     """
+    first = bool(promised)
+    misplaced: dict[int, tuple[int, ...]] = {}
+
+    def laid_out(args: Sequence[Any]) -> list[Any]:
+        nonlocal first, misplaced
+        if first:
+            misplaced = layouts.misplaced(args, promised)
+            if misplaced:
+                _say_misplaced(call, misplaced)
+            first = False
+        copied = list(args)
+        layouts.lay_out(copied, misplaced)
+        return copied
 
     def region(*args: Any) -> Any:
         try:
+            if first or misplaced:
+                args = (*laid_out(args),)
             if profiler._is_profiler_enabled:
                 return run_under_name(call.name, compiled, *args)
             return compiled(*args)
@@ -38,6 +60,7 @@ def named_function(compiled: Callable[..., Any], call: RegionCall) -> RegionFunc
     region.__module__ = "regional_inductor"
     region.__wrapped__ = compiled  # type: ignore[attr-defined]
     region.region_call = call  # type: ignore[attr-defined]
+    region.promised_strides = promised  # type: ignore[attr-defined]
     return region
 
 

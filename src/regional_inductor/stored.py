@@ -32,7 +32,7 @@ def listing(disk: Disk) -> str:
     """A line for each entry, those used last first, and what they take together."""
     entries = disk.entries()
     if not entries:
-        return f"no compiled regions in {disk.folder}"
+        return f"no entries in {disk.folder}"
     rows = [_row(stored, disk) for stored in reversed(entries)]
     titles = (
         ("key", False),
@@ -45,7 +45,7 @@ def listing(disk: Disk) -> str:
         ("torch", False),
     )
     total = sum(stored.size for stored in entries)
-    end = f"{len(entries)} regions, {_size(total)} of {_size(disk.limit)}, in {disk.folder}"
+    end = f"{len(entries)} entries, {_size(total)} of {_size(disk.limit)}, in {disk.folder}"
     return f"{as_text(table(titles, rows))}\n{end}"
 
 
@@ -122,7 +122,7 @@ def verified(disk: Disk, *, remove: bool = False) -> tuple[str, int]:
             disk.remove(stored.key)
     done = " and were removed" if remove and bad else ""
     whole = len(entries) - len(bad)
-    lines.append(f"{whole} regions are whole, {len(bad)} are not{done}, in {disk.folder}")
+    lines.append(f"{whole} entries are whole, {len(bad)} are not{done}, in {disk.folder}")
     return "\n".join(lines), len(bad)
 
 
@@ -133,11 +133,11 @@ def cleared(disk: Disk, prefixes: Sequence[str]) -> str:
         RegionError: No entry or several begin so; nothing is dropped then.
     """
     if not prefixes:
-        return f"removed {disk.clear()} regions from {disk.folder}"
+        return f"removed {disk.clear()} entries from {disk.folder}"
     found = {stored.key for stored in (_find(disk, prefix) for prefix in prefixes)}
     for key in found:
         disk.remove(key)
-    return f"removed {len(found)} regions from {disk.folder}"
+    return f"removed {len(found)} entries from {disk.folder}"
 
 
 def _find(disk: Disk, prefix: str) -> Stored:

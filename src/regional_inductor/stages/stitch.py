@@ -95,7 +95,9 @@ def _replace_call(
         function = guarded_function(compiled, eager, expected, call, functional=functional)
         submodules[name] = eager
     else:
-        function = named_function(region.call, call)
+        strict = settings.region_backend == "inductor"  # others take tensors as they are
+        promised = _promised_strides(region, eager) if strict else ()
+        function = named_function(region.call, call, promised)
     if call.joint:
         # AOTAutograd's partitioners copy functions only.
         if call.effectful:
