@@ -305,6 +305,14 @@ def test_nothing_is_kept_where_somebody_implements_operators_of_torch(store, mon
 
 
 @pytest.mark.inductor
+def test_a_process_that_used_vmap_is_served(store):
+    x = torch.randn(3, 5)
+    torch.vmap(torch.sin)(x)  # has torch implement operators of its own for its transforms
+    assert any(name.endswith("/FuncTorchBatched") for name in torch.library._impls)
+    assert [started(tail({}), x)[1] for _ in range(2)] == [1, 0]
+
+
+@pytest.mark.inductor
 def test_regions_that_are_gone_are_compiled_anew(store):
     x = torch.randn(3, 5)
     started(tail({}), x)

@@ -66,14 +66,16 @@ def why_not_now() -> str:
     return ""
 
 
-# What torch 2.13 registers from Python itself, besides fake implementations.
+# Fake implementations, and what only a transform runs: torch registers those itself, at the first `vmap`.
+_OUTSIDE_OF_GRAPHS = ("/Meta", "/FuncTorchBatched")
+# What else torch 2.13 registers from Python itself.
 _TORCHS_IMPLEMENTATIONS = frozenset({"aten/_foreach_mm/CUDA", "aten/linalg_lu_solve.out/MPS"})
 
 
 def _is_of_somebody_else(implementation: str) -> bool:
     return (
         implementation.startswith("aten/")
-        and not implementation.endswith("/Meta")
+        and not implementation.endswith(_OUTSIDE_OF_GRAPHS)
         and implementation not in _TORCHS_IMPLEMENTATIONS
     )
 
