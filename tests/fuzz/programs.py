@@ -84,12 +84,13 @@ WRITES = {
     "alias": "t = {a}.clone(); u = t.view(-1); t.mul_(0.5); {n} = {a} + u.view({a}.shape)",
 }
 BRANCHES = {
+    # No condition at zero: a layer norm sums to zero, and rounding would choose the branch.
     "cond": (
-        "{n} = torch.cond({a}.sum() > 0, lambda x: (x.sin(),), lambda x: ((x * 0.5).cos(),),"
+        "{n} = torch.cond({a}.sum() > 0.37, lambda x: (x.sin(),), lambda x: ((x * 0.5).cos(),),"
         " ({a}.clone(),))[0]"
     ),
     "cond_deep": (
-        "{n} = torch.cond({b}.sum() > 0, lambda x: (torch.tanh(x.exp().log1p()),),"
+        "{n} = torch.cond({b}.sum() > 0.37, lambda x: (torch.tanh(x.exp().log1p()),),"
         " lambda x: (F.silu(x) - x,), ({a}.clone(),))[0]"
     ),
     "checkpoint": (
