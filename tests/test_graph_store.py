@@ -313,6 +313,12 @@ def test_a_process_that_used_vmap_is_served(store):
 
 
 @pytest.mark.inductor
+def test_nothing_is_kept_where_somebody_tells_vmap_how_to_batch_an_operator(store, monkeypatch):
+    monkeypatch.setattr(torch.library, "_impls", {"aten/sin_/FuncTorchBatched"})
+    assert [started(tail({}), torch.randn(3, 5))[1] for _ in range(2)] == [1, 1]
+
+
+@pytest.mark.inductor
 def test_regions_that_are_gone_are_compiled_anew(store):
     x = torch.randn(3, 5)
     started(tail({}), x)

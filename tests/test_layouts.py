@@ -20,6 +20,7 @@ def transposed():
 
 
 @pytest.mark.inductor
+@pytest.mark.both_lowerings
 def test_a_region_behind_an_operator_with_other_strides_than_its_fake_equals_eager():
     def f(x):
         y = 2.3**x  # torch's fake keeps the order of dimensions, its kernel doesn't

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import sys
+import threading
 import types
 
 import pytest
@@ -332,3 +333,27 @@ def test_a_binary_is_found_whichever_ptxas_the_process_that_made_it_had_asked(
     assert other == "another-ptxas of torch-90-options-[]"  # which nobody has compiled
     assert triton.compiler.get_cache_key is usual
     assert os.environ["TRITON_PTXAS_PATH"] == "/torch/bin/ptxas"
+
+
+def test_two_threads_that_load_leave_triton_s_own_function_behind(triton):
+    usual = triton.compiler.get_cache_key
+    inside, go_on = threading.Event(), threading.Event()
+
+    def first():
+        with triton_kernels._whatever_ptxas_was_asked_first():
+            inside.set()
+            go_on.wait(30)
+
+    def second():
+        with triton_kernels._whatever_ptxas_was_asked_first():
+            pass
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    threads[1].join(0.2)  # by then it waits
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert triton.compiler.get_cache_key is usual

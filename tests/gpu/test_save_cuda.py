@@ -35,10 +35,7 @@ class Net(torch.nn.Module):
 """
 
 LOADS = """
-import json, sys, torch, traceback
-import regional_inductor as ri
-from net import Net
-from triton import knobs
+import json, sys, traceback
 
 class Importers:  # who asked for Inductor's lowerings
     stacks = []
@@ -48,6 +45,10 @@ class Importers:  # who asked for Inductor's lowerings
             self.stacks.append("".join(traceback.format_stack()))
 
 sys.meta_path.insert(0, Importers())
+import torch
+import regional_inductor as ri
+from net import Net
+from triton import knobs
 
 compiled = []
 knobs.compilation.listener = lambda **what: compiled.append(not what["cache_hit"])

@@ -9,7 +9,7 @@ constants; anything else raises.
 Checked on torch 2.13: `AOTAutogradCache.try_load` and `.save`, `AOTAutogradCacheInfo`,
 `graph_compile._should_save_cache` and `AOTAutogradCache.make_entry`, which ask for `_fx_graph_cache_key`,
 `SerializableAOTDispatchCompiler`, `BundledAOTAutogradResult`, `ViewAndMutationMeta`,
-`SerializableCompiledFunction`; keys of node meta in Dynamo's graphs; `torch.library._impls`.
+`SerializableCompiledFunction`; keys of node meta in Dynamo's graphs; `torch.library._impls`, `predispatch.VMAP_DECOMPOSITIONS_LIB`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import torch.fx
+from torch._functorch import predispatch
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -66,17 +67,16 @@ def why_not_now() -> str:
     return ""
 
 
-# Fake implementations, and what only a transform runs: torch registers those itself, at the first `vmap`.
-_OUTSIDE_OF_GRAPHS = ("/Meta", "/FuncTorchBatched")
-# What else torch 2.13 registers from Python itself.
+# What torch 2.13 registers from Python itself, besides fake implementations and those of `vmap`.
 _TORCHS_IMPLEMENTATIONS = frozenset({"aten/_foreach_mm/CUDA", "aten/linalg_lu_solve.out/MPS"})
 
 
 def _is_of_somebody_else(implementation: str) -> bool:
     return (
         implementation.startswith("aten/")
-        and not implementation.endswith(_OUTSIDE_OF_GRAPHS)
+        and not implementation.endswith("/Meta")
         and implementation not in _TORCHS_IMPLEMENTATIONS
+        and implementation not in getattr(predispatch.VMAP_DECOMPOSITIONS_LIB, "_op_impls", ())
     )
 
 

@@ -106,8 +106,9 @@ def _whatever_ptxas_was_asked_first() -> Iterator[None]:
             compiler as triton_compiler,
         )
 
-        usual = triton_compiler.get_cache_key
-    except (ImportError, AttributeError):
+    except ImportError:
+        triton_compiler = None
+    if not hasattr(triton_compiler, "get_cache_key"):
         yield
         return
 
@@ -123,7 +124,8 @@ def _whatever_ptxas_was_asked_first() -> Iterator[None]:
             log.debug("Triton's cache is asked under its own key alone", exc_info=True)
         return asked
 
-    with _patching:
+    with _patching:  # before the usual one is looked up, or it would be another thread's
+        usual = triton_compiler.get_cache_key
         triton_compiler.get_cache_key = key
         try:
             yield
