@@ -72,8 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*discover(), []], metavar="NAME", default=[])
-    parser.add_argument("--layers", type=_numbers, default=(), help="depths, as in 8,24")
-    parser.add_argument("--distinct", type=_numbers, default=(), help="distinct blocks, as in 1,16")
+    parser.add_argument(
+        "--layers", type=_numbers, default=(), help="depths, as in 8,24; 0 for none"
+    )
+    parser.add_argument(
+        "--distinct", type=_numbers, default=(), help="distinct blocks, as in 1,16; 0 for none"
+    )
     parser.add_argument("--ways", type=_ways, default=(), help=f"of {', '.join(WAYS)}")
     parser.add_argument("--seconds", type=float, default=3600, help="for everything together")
     parser.add_argument("--one-case", type=float, default=300, help="at most, for one process")

@@ -25,18 +25,19 @@ def main(run: Run) -> Outcome:
     depths: list[Row] = []
     kinds: list[Row] = []
     ways = run.wanted(*OWN_WAYS)
-    for layers in run.layers or DEPTHS:
+    for layers in filter(None, run.layers or DEPTHS):
         for way in ways:
             if layers <= SLOW.get(way, layers):
                 depths += _case(run, way, layers, 1)
-    for distinct in run.distinct or KINDS:
+    for distinct in filter(None, run.distinct or KINDS):
         for way in ways:
             if WAYS[way].options.get("capture") == "blocks" and distinct * 2 > DEPTH_OF_KINDS:
                 run.left_out.append(f"{WAYS[way].label}, {distinct} distinct: no block is repeated")
                 continue
             kinds += _case(run, way, DEPTH_OF_KINDS, distinct)
-    tables: Tables = {"against layers": depths, "against distinct blocks": kinds}
-    remark = f"{os.cpu_count()} cores."
+    found = {"against layers": depths, "against distinct blocks": kinds}
+    tables: Tables = {title: rows for title, rows in found.items() if rows}
+    remark = f"{len(os.sched_getaffinity(0))} cores."
     return Outcome(tables, [], [remark, *run.remarks()])
 
 
@@ -83,7 +84,8 @@ def measure(
 
 
 def plot(tables: Tables, figure: Any) -> None:
-    for axes, (title, rows) in zip(figure.subplots(1, 2), tables.items(), strict=True):
+    subplots = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (title, rows) in zip(subplots, tables.items(), strict=True):
         column = "layers" if title == "against layers" else "distinct"
         for way in dict.fromkeys(row["way"] for row in rows):
             line = [r for r in rows if r["way"] == way and r.get("cold, s") is not None]

@@ -13,7 +13,7 @@ theirs. There are two forms:
 Checked on torch 2.11 and 2.13: the wrapper's text, `AsyncCompile.cpp_pybinding`, `triton` and `wait`,
 `PyCodeCache.modules` and `write`, `FxGraphCache.cache_hit_post_compile`, `CompiledFxGraph`'s fields, `align_inputs_from_check_idxs`, the
 module that a C++ kernel is loaded as and the variable that it reads, `AOTCompiledArtifact.serialize`,
-`TritonBundler.is_enabled`.
+`TritonBundler.is_enabled` and `read_and_emit`.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ def load(parts: Mapping[str, bytes]) -> Callable[..., Any]:
     # The files that its shared objects were loaded from are gone: it is dumped again from these.
     with contextlib.suppress(AttributeError):
         artifact.bundled_parts = dict(parts)  # type: ignore[attr-defined]
+        artifact.triton = kernels.triton_kernels  # type: ignore[attr-defined]
     return artifact
 
 
@@ -392,8 +393,8 @@ def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
 
 
 def _triton_kernels_in(compiled: Any) -> Mapping[str, Any]:
-    if isinstance(compiled, LoadedGraph):
-        return compiled.triton
+    if hasattr(compiled, "bundled_parts"):  # loaded here: Inductor doesn't know the modules
+        return dict(compiled.triton)
     return _triton_kernels_of(generated.sources_of(compiled))
 
 
@@ -487,11 +488,6 @@ class _Kernels:
             for name, constant in described.get("constants", {}).items()
         }
         self.triton_kernels: dict[str, Any] = {}
-
-    @property
-    def of_triton(self) -> bool:
-        """Whether any kernel is Triton's."""
-        return self._triton is not None
 
     def get(self, *arguments: Any) -> Callable[..., Any] | None:
         """The kernel that a call of `cpp_pybinding` with these arguments defines."""
@@ -693,33 +689,9 @@ def _importing(kernels: _Kernels) -> Callable[..., Any]:
 
 def _load_artifact(data: bytes, sources: Sequence[str], kernels: _Kernels) -> Callable[..., Any]:
     kernels.put_files_back()
-    served = _served_kernels(kernels) if kernels.of_triton else _served_wrappers(sources, kernels)
+    served = _served_wrappers(sources, kernels)
     with tracing(TracingContext(inductor.new_fake_mode())), served:
         return inductor.artifact_from_bytes(data)
-
-
-@contextlib.contextmanager
-def _served_kernels(kernels: _Kernels) -> Iterator[None]:
-    """Inductor finds a bundle's kernels where it would look for a compiler; others it builds as ever."""
-    from torch._inductor.async_compile import AsyncCompile
-
-    usual_cpp, usual_triton = AsyncCompile.cpp_pybinding, AsyncCompile.triton
-
-    def cpp_pybinding(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        kernel = None if keywords else kernels.get(*arguments)
-        return usual_cpp(self, *arguments, **keywords) if kernel is None else kernel
-
-    def triton(self: Any, kernel_name: str, source_code: str, device_str: str = "cuda") -> Any:
-        # In this process: starting Inductor's workers takes longer than reading what is there.
-        return kernels.get_triton(kernel_name, source_code)
-
-    AsyncCompile.cpp_pybinding = cpp_pybinding  # type: ignore[method-assign]
-    AsyncCompile.triton = triton  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        AsyncCompile.cpp_pybinding = usual_cpp  # type: ignore[method-assign]
-        AsyncCompile.triton = usual_triton  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -729,6 +701,7 @@ def _served_wrappers(sources: Sequence[str], kernels: _Kernels) -> Iterator[None
     Nothing is written to its cache folder and nothing that lies there is executed.
     """
     from torch._inductor.codecache import FxGraphCache
+    from torch._inductor.triton_bundler import TritonBundler
 
     importlib.import_module("torch._inductor.debug")  # where a compiled graph's call looks
     before = vars(FxGraphCache)["cache_hit_post_compile"]
@@ -736,6 +709,8 @@ def _served_wrappers(sources: Sequence[str], kernels: _Kernels) -> Iterator[None
     def cache_hit_post_compile(graph: Any, cache_info: Any, constants: Any) -> Any:
         if graph.source_code not in sources:
             return before.__func__(graph, cache_info, constants)
+        if bundle := getattr(graph, "_triton_bundle", None):
+            TritonBundler.read_and_emit(bundle)
         module = _executed(graph.source_code, kernels, constants.unwrap(graph) or {})
         graph.current_callable = module.call
         graph.recursively_apply_fns = getattr(module, "recursively_apply_fns", None)
