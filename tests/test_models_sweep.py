@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.models.__main__ import page, table
+from tests.models.__main__ import page, run_one, table
 from tests.models.architectures import ARCHITECTURES
 from tests.models.trial import MODES, Outcome, distance, trial
 
@@ -55,3 +55,33 @@ def test_the_page_counts_runs(monkeypatch):
     monkeypatch.setattr("tests.models.__main__.version", lambda name: "1.0")
     outcomes = [vars(Outcome("train", "equal")), vars(Outcome("eval", "stock", detail="no"))]
     assert "1 architectures, 2 runs: 1 equal to eager, 1 where stock" in page({"llama": outcomes})
+
+
+def test_a_mode_that_is_not_done_in_time_leaves_the_others_theirs(monkeypatch):
+    asked = []
+
+    def process(folder, minutes, name, *modes):
+        asked.append(modes)
+        done = [vars(Outcome(mode, "equal")) for mode in modes if mode != "--stock"]
+        if "dynamic" in modes:
+            done = done[: modes.index("dynamic")]
+        return done, "not done after 6 minutes"
+
+    monkeypatch.setattr("tests.models.__main__._process", process)
+    outcomes = run_one("swin", 6.0)
+    assert [o["verdict"] for o in outcomes] == ["equal", "equal", "stock", "equal", "equal"]
+    assert outcomes[2]["detail"].splitlines() == [
+        "not done after 6 minutes",
+        "stock torch.compile: not done after 6 minutes",
+    ]
+    assert asked[1:] == [("dynamic", "--stock"), ("autocast", "checkpoint")]
+
+
+def test_a_mode_that_stock_is_done_with_is_an_error(monkeypatch):
+    def process(folder, minutes, name, *modes):
+        if "--stock" in modes:
+            return [vars(Outcome(modes[0], "n/a", detail="\nstock differs by 0.0e+00"))], ""
+        return [], "exit code -11"
+
+    monkeypatch.setattr("tests.models.__main__._process", process)
+    assert {o["verdict"] for o in run_one("swin", 6.0)} == {"error"}

@@ -27,22 +27,38 @@ _WORDS = {"equal": "equal", "n/a": "-", "stock": "stock fails", "differs": "**di
 
 
 def run_one(name: str, minutes: float) -> list[dict[str, Any]]:
-    """Outcomes of one architecture; what its process didn't get to is an error."""
+    """Outcomes of one architecture; a mode that isn't done in time doesn't keep the others from theirs."""
+    outcomes: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
-        environment["REGIONAL_INDUCTOR_CACHE_DIR"] = str(Path(folder, "regions"))
-        command = [sys.executable, "-m", "tests.models.trial", name]
-        try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=60 * minutes
-            )
-            output, errors = done.stdout, done.stderr[-600:]
-        except subprocess.TimeoutExpired as late:
-            output, errors = _text(late.stdout), f"not done after {minutes:g} minutes"
-    outcomes = [json.loads(line) for line in output.splitlines() if line.startswith('{"mode"')]
-    for mode in _COLUMNS[len(outcomes) :]:
-        outcomes.append({"mode": mode, "verdict": "error", "detail": errors, "eager": []})
+        while len(outcomes) < len(_COLUMNS):
+            found, problem = _process(folder, minutes, name, *_COLUMNS[len(outcomes) :])
+            outcomes += found
+            if len(outcomes) < len(_COLUMNS):  # the next mode is the one that it died of
+                mode = _COLUMNS[len(outcomes)]
+                stock, stocks = _process(folder, minutes, name, mode, "--stock")
+                if stock:
+                    stocks = stock[0]["detail"].strip()
+                else:
+                    stocks = f"stock torch.compile: {stocks}"
+                verdict = "error" if stock and stock[0]["verdict"] != "stock" else "stock"
+                detail = f"{problem}\n{stocks}"
+                outcomes.append({"mode": mode, "verdict": verdict, "detail": detail, "eager": []})
     return outcomes
+
+
+def _process(folder: str, minutes: float, *arguments: str) -> tuple[list[dict[str, Any]], str]:
+    """What a process printed of some modes of an architecture, and what it ended with if not all is there."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+    environment["REGIONAL_INDUCTOR_CACHE_DIR"] = str(Path(folder, "regions"))
+    command = [sys.executable, "-m", "tests.models.trial", *arguments]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60 * minutes
+        )
+        output, problem = done.stdout, done.stderr[-600:] or f"exit code {done.returncode}"
+    except subprocess.TimeoutExpired as late:
+        output, problem = _text(late.stdout), f"not done after {minutes:g} minutes"
+    return [json.loads(line) for line in output.splitlines() if line.startswith('{"mode"')], problem
 
 
 def _text(output: bytes | str | None) -> str:

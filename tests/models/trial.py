@@ -1,6 +1,7 @@
 """One architecture against eager: forward and backward, in each mode of the sweep.
 
-usage: python -m tests.models.trial NAME        prints one line of JSON
+usage: python -m tests.models.trial NAME [MODE ...] [--stock]        prints one line of JSON a mode; with
+--stock under torch.compile alone, whatever comes of it
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class Mode:
     dynamic: bool = False
     autocast: bool = False
     checkpoint: bool = False
+
+    @property
+    def tolerance(self) -> float:
+        """The largest distance that counts as equal."""
+        return 2e-2 if self.autocast else 5e-4
 
 
 MODES = (
@@ -188,7 +194,6 @@ def trial(architecture: Architecture, mode: Mode) -> Outcome:
     outcome = Outcome(mode.name, "n/a")
     if prepare(architecture, mode) is None:
         return outcome
-    tolerance = 2e-2 if mode.autocast else 5e-4
 
     def ours(model: nn.Module) -> Any:
         mark(model)
@@ -196,7 +201,7 @@ def trial(architecture: Architecture, mode: Mode) -> Outcome:
 
     try:
         outcome.worst = attempt(architecture, mode, ours)
-        outcome.verdict = "equal" if outcome.worst <= tolerance else "differs"
+        outcome.verdict = "equal" if outcome.worst <= mode.tolerance else "differs"
     except Exception:  # noqa: BLE001 - whatever it is goes into the table
         outcome.verdict, outcome.detail = "error", traceback.format_exc(limit=-4)
     regions = ri.last_report().regions
@@ -204,12 +209,12 @@ def trial(architecture: Architecture, mode: Mode) -> Outcome:
     outcome.distinct = len({r.key for r in regions if r.status != "eager"})
     outcome.eager = sorted({r.reason for r in regions if r.status == "eager"})
     if outcome.verdict in ("differs", "error"):
-        _ask_stock(architecture, mode, outcome, tolerance)
+        _ask_stock(architecture, mode, outcome)
     outcome.seconds = round(time.perf_counter() - started, 1)
     return outcome
 
 
-def _ask_stock(architecture: Architecture, mode: Mode, outcome: Outcome, tolerance: float) -> None:
+def _ask_stock(architecture: Architecture, mode: Mode, outcome: Outcome) -> None:
     def stock(model: nn.Module) -> Any:
         model.compile(dynamic=True if mode.dynamic else None, options={"fallback_random": True})
         return model
@@ -222,7 +227,7 @@ def _ask_stock(architecture: Architecture, mode: Mode, outcome: Outcome, toleran
         outcome.verdict = "stock"
         outcome.detail += f"\nstock torch.compile: {type(error).__name__}: {first}"
         return
-    if worst > tolerance:
+    if worst > mode.tolerance:
         outcome.verdict = "stock"
     outcome.detail += f"\nstock torch.compile differs by {worst:.1e}"
 
@@ -237,10 +242,17 @@ def quiet() -> Iterator[None]:
 def main(names: list[str]) -> None:
     known = {architecture.name: architecture for architecture in ARCHITECTURES}
     wanted = [mode for mode in MODES if mode.name in names[1:]] or list(MODES)
+    one = _stock_alone if "--stock" in names else trial
     for mode in wanted:
         torch._dynamo.reset()
         with quiet():
-            print(json.dumps(asdict(trial(known[names[0]], mode))), flush=True)
+            print(json.dumps(asdict(one(known[names[0]], mode))), flush=True)
+
+
+def _stock_alone(architecture: Architecture, mode: Mode) -> Outcome:
+    outcome = Outcome(mode.name, "n/a")
+    _ask_stock(architecture, mode, outcome)
+    return outcome
 
 
 if __name__ == "__main__":
