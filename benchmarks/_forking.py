@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import NoReturn
 
 from benchmarks import _worker
 
 
 def serve(prepare: str) -> None:
-    """In the server this returns at the end of its input, in a forked process when its function is done."""
+    """Returns at the end of its input, in the server; a forked process ends with its function."""
     _worker.function_of(prepare)()
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"forked processes would lack {threads - 1} threads"
@@ -25,13 +26,12 @@ def serve(prepare: str) -> None:
         process = os.fork()
         if process == 0:
             _become(request)
-            return
         print(process, flush=True)
         _, status = os.waitpid(process, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _become(request: dict[str, object]) -> None:
+def _become(request: dict[str, object]) -> NoReturn:
     """What `_worker` does, in this process, which has a copy of the server's memory."""
     os.environ.update(request["environment"])  # type: ignore[arg-type]
     file = os.open(str(request["output"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

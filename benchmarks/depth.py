@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def _case(way: str, layers: int) -> Row:
             starts[start] = in_forked_process(
                 "depth:measure", cache=Path(folder, "cache"), way=way, layers=layers
             )
+            _steps[way, layers, start] = starts[start].pop("steps", {})
     row: dict[str, Any] = {
         "layers": layers,
         "way": WAYS[way],
@@ -86,7 +87,11 @@ def _case(way: str, layers: int) -> Row:
     return row
 
 
-def measure(way: str, layers: int, before: Callable[[], None] = lambda: None) -> dict[str, float]:
+# The steps that took longest in each start of the last run of `main`, by way, layers and start.
+_steps: dict[tuple[str, int, str], dict[str, float]] = {}
+
+
+def measure(way: str, layers: int) -> dict[str, Any]:
     """One start in this process."""
     import torch
 
@@ -100,12 +105,13 @@ def measure(way: str, layers: int, before: Callable[[], None] = lambda: None) ->
     model, x = _models.Llama(shape), _models.inputs(shape)
     expected = _models.run_once(model, x, train=False)
     _peers.forget_counts()
-    before()
+    _peers.forget_steps()
     gc.collect()  # else whichever way comes near the next full collection pays for what came before
     cpu, start = _peers.cpu_seconds(), time.perf_counter()
     compiled = _peers.compiled_model(way, model)
     actual = _models.run_once(compiled, x, train=False)
     seconds = time.perf_counter() - start
+    steps = sorted(_peers.seconds_of_steps().items(), key=lambda item: -item[1])[:10]
     counts: dict[str, float] = {**_peers.counts(), "CPU, s": _peers.cpu_seconds() - cpu}
     if way.startswith("ours"):
         counts["compiled"] = _peers.statuses_of_last_report().count("compiled")
@@ -116,7 +122,12 @@ def measure(way: str, layers: int, before: Callable[[], None] = lambda: None) ->
         start = time.perf_counter()
         _models.run_once(compiled, x, train=False)
         calls.append(time.perf_counter() - start)
-    return {"seconds": seconds, "call ms": sorted(calls)[2] * 1e3, **counts}
+    return {
+        "seconds": seconds,
+        "call ms": sorted(calls)[2] * 1e3,
+        "steps": {"whole": seconds, **dict(steps)},
+        **counts,
+    }
 
 
 def _targets(rows: list[Row]) -> list[Target]:
@@ -156,33 +167,19 @@ def _targets(rows: list[Row]) -> list[Target]:
 
 
 def profile(missed: Sequence[str] | None, quick: bool) -> Tables:
-    """Seconds that PyTorch's compilers and ours took down for their steps; one lies within another."""
-    rows: list[Row] = []
-    layers = 4 if quick else 32
+    """Seconds that PyTorch's compilers and ours took down for their steps, one within another; costs no run after `main`."""
+    ways, layers = (("ours:blocks", "blocks"), 4) if quick else (("ours", "blocks"), 32)
     kinds = [kind for kind in ("cold", "warm") if missed is None or any(kind in m for m in missed)]
-    for way in ("ours:blocks", "blocks"):
-        with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
-            for start in (
-                ("cold", "warm") if "warm" in kinds else ("cold",)
-            ):  # warm needs a cold one
-                found = in_forked_process(
-                    "depth:steps", cache=Path(folder, "cache"), way=way, layers=layers
-                )
-                rows += [
-                    {"way": WAYS[way], "start": start, "step": step, "seconds": seconds}
-                    for step, seconds in found.items()
-                    if start in kinds
-                ]
+    rows: list[Row] = []
+    for way in ways:
+        if (way, layers, "warm") not in _steps:
+            _case(way, layers)
+        rows += [
+            {"way": WAYS[way], "start": start, "step": step, "seconds": seconds}
+            for start in kinds
+            for step, seconds in _steps[way, layers, start].items()
+        ]
     return {f"steps of a start, {layers} layers": rows}
-
-
-def steps(way: str, layers: int) -> dict[str, Any]:
-    """One start in this process, and the ten steps that took longest."""
-    from benchmarks import _peers
-
-    whole = measure(way, layers, before=_peers.forget_steps)["seconds"]
-    taken = sorted(_peers.seconds_of_steps().items(), key=lambda item: -item[1])
-    return {"whole": whole, **dict(taken[:10])}
 
 
 def plot(tables: Tables, figure: Any) -> None:

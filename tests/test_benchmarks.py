@@ -401,7 +401,7 @@ def run_of_llama(seconds, **parts):
     return {"pass": seconds, "in process": [], "mb": 10.0, "peak mb": 12.0, "parts": parts}
 
 
-def test_llama_takes_ours_three_times_and_the_slow_pass_once(monkeypatch):
+def test_llama_takes_ours_two_or_three_times_and_the_slow_pass_once(monkeypatch):
     asked = []
 
     def process(function, *, cache, way, layers, again=0, **_):
@@ -413,14 +413,14 @@ def test_llama_takes_ours_three_times_and_the_slow_pass_once(monkeypatch):
     monkeypatch.setattr(llama, "_parts", {})
     outcome = llama.main(quick=False)
     cold = [(way, layers) for way, layers, kind in asked if kind == "cold"]
-    assert cold.count(("ours", 1)) == cold.count(("ours", 4)) == 3
-    assert cold.count(("ours", 32)) == cold.count(("ours", 8)) == 3
-    assert cold.count(("ours", 16)) == 6  # and in training
-    assert cold.count(("pytorch", 32)) == 1
-    assert cold.count(("pytorch", 4)) == 2
+    assert cold.count(("ours", 1)) == cold.count(("ours", 32)) == 3  # compared with one another
+    assert cold.count(("ours", 4)) == cold.count(("ours", 8)) == 2
+    assert cold.count(("ours", 16)) == 4  # and in training
+    assert cold.count(("pytorch", 32)) == cold.count(("pytorch", 4)) == 1
     each = outcome.tables["ours, cold: seconds inside the pass, each process"]
     table = outcome.tables["seconds inside the pass"]
-    assert [row["2"] for row in each] == [row["cold, ours"] for row in table]
+    medians = [row["2"] if "3" in row else (row["1"] + row["2"]) / 2 for row in each]
+    assert medians == [row["cold, ours"] for row in table]
     ratio = next(t for t in outcome.targets if t.figure == "cold, ours, L=32 against L=1")
     assert ratio.value == each[3]["2"] / each[0]["2"]
 
@@ -436,17 +436,24 @@ def test_llama_takes_ours_three_times_and_the_slow_pass_once(monkeypatch):
     assert len(asked) == runs + 4
 
 
-def test_depth_s_profile_starts_only_what_a_missed_target_needs(monkeypatch):
+def test_depth_s_profile_is_of_the_starts_that_were_measured(monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        depth, "in_forked_process", lambda *_, way, **__: asked.append(way) or {"whole": 1.0}
-    )
+
+    def start(*_, way, layers, **__):
+        asked.append(way)
+        return {"seconds": 2.0, "steps": {"whole": 2.0}}
+
+    monkeypatch.setattr(depth, "in_forked_process", start)
+    monkeypatch.setattr(depth, "_steps", {})
     (rows,) = depth.profile(["cold, L=32, ours against block by block"], quick=False).values()
-    assert len(asked) == 2
+    assert asked == ["ours", "ours", "blocks", "blocks"]  # nothing was measured before
     assert {row["start"] for row in rows} == {"cold"}
+    outcome = depth.main(quick=False)
+    runs = len(asked)
+    assert "steps" not in outcome.tables["seconds to the first result"][0]
     (rows,) = depth.profile(["warm, L=32, ours against block by block"], quick=False).values()
-    assert len(asked) == 6  # a warm start needs a cold one before it
-    assert {row["start"] for row in rows} == {"warm"}
+    assert len(asked) == runs
+    assert [row["seconds"] for row in rows] == [2.0, 2.0]
 
 
 def test_a_failed_way_of_llama_leaves_a_row_with_its_error():
