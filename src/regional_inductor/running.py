@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ._torch.in_place import backward_sequence_number, sequence_number
@@ -28,9 +29,19 @@ class Capture(Protocol):
 _RUNS_KEPT = 4096
 
 _local = threading.local()
-# The runs of models so far: of which nodes of the autograd graph each made the first, and the one
-# after the last.
-_runs: deque[tuple[int, int, weakref.ref[Any]]] = deque(maxlen=_RUNS_KEPT)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of a model: the nodes of the autograd graph that it made, as each thread numbers its own."""
+
+    thread: int
+    first: int
+    end: int
+    capture: weakref.ref[Any]
+
+
+_runs: deque[_Run] = deque(maxlen=_RUNS_KEPT)
 
 
 def current() -> Capture | None:
@@ -48,11 +59,21 @@ def current() -> Capture | None:
 
 
 def _of_run(number: int) -> Capture | None:
-    for first, end, capture in reversed(_runs):
-        if first <= number < end:
-            found: Capture | None = capture()
-            return found
-    return None
+    """The capture of the run that made a node; nobody's where runs of other threads could be meant as well.
+
+    On a CPU a backward pass runs in the thread of its forward pass; of a node whose backward runs in another
+    thread, as a GPU's do, nothing says which thread made it. Then a checkpoint runs what is marked uncompiled
+    and raises where that saves other tensors, which is better than another model's options.
+    """
+    found: dict[int, Capture] = {}
+    for run in reversed(_runs):
+        capture: Capture | None = run.capture() if run.first <= number < run.end else None
+        if capture is None:
+            continue
+        if run.thread == threading.get_ident():
+            return capture
+        found[id(capture)] = capture
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 @contextmanager
@@ -66,7 +87,7 @@ def run_of(capture: Capture) -> Iterator[None]:
         _set(*before)
         end = sequence_number()
         if end > first:
-            _runs.append((first, end, weakref.ref(capture)))
+            _runs.append(_Run(threading.get_ident(), first, end, weakref.ref(capture)))
 
 
 @contextmanager
