@@ -510,36 +510,40 @@ def _mutation_edges(result: OrderingEdges, nodes: list[Node], found: list[OpTrai
 
     storages: dict[tuple[int, int], int] = {}
     inputs: int | None = None
+    writers: list[tuple[int, list[int]]] = []
     for i, (node, t) in enumerate(zip(nodes, found, strict=True)):
-        places = (*range(len(node.args)), *node.kwargs) if t.opaque else t.aliases
-        for argument in _at(node, places):
-            if argument in position:
-                join(i, position[argument])
+        if t.opaque or t.writes:
+            everywhere = (*range(len(node.args)), *node.kwargs) if t.opaque else t.writes
+            writers.append((i, [position[a] for a in _at(node, everywhere) if a in position]))
+        if t.opaque or t.aliases:
+            places = (*range(len(node.args)), *node.kwargs) if t.opaque else t.aliases
+            for argument in _at(node, places):
+                if argument in position:
+                    join(i, position[argument])
         if node.op in ("placeholder", "get_attr") and _may_hold_storage(node):
             # Two inputs may be views of one storage; nothing in the graph says that they aren't.
             inputs = i if inputs is None else inputs
             join(i, inputs)
         for storage in _storages(node):
-            join(i, storages.setdefault(storage, i))
+            before = storages.setdefault(storage, i)
+            if before != i:
+                join(i, before)
 
-    written = {
-        root(position[argument])
-        for node, t in zip(nodes, found, strict=True)
-        for argument in _at(node, (*range(len(node.args)), *node.kwargs) if t.opaque else t.writes)
-        if argument in position
+    writes = {i: {root(written) for written in places} for i, places in writers}
+    written = set().union(*writes.values())
+    # Of the values that somebody writes to; most graphs have few.
+    alias_sets = {
+        node: alias_set for i, node in enumerate(nodes) if (alias_set := root(i)) in written
     }
+    nothing: set[int] = set()
     last_write: dict[int, int] = {}
     reads: dict[int, list[int]] = {}
-    for i, (node, t) in enumerate(zip(nodes, found, strict=True)):
+    for i, node in enumerate(nodes):
         if node.op in ("placeholder", "output"):
             continue
-        written_here = {
-            root(position[a])
-            for a in _at(node, (*range(len(node.args)), *node.kwargs) if t.opaque else t.writes)
-            if a in position
-        }
-        touched = {root(position[a]) for a in node.all_input_nodes if a in position} & written
-        for alias_set in touched | written_here:
+        written_here = writes.get(i, nothing)
+        touched = {alias_sets[a] for a in node.all_input_nodes if a in alias_sets}
+        for alias_set in touched | written_here if written_here else touched:
             if alias_set in last_write:
                 result.add(last_write[alias_set], i)
             if alias_set in written_here:
@@ -586,11 +590,14 @@ def _may_hold_storage(node: Node) -> bool:
     return value is None or isinstance(value, torch.Tensor)
 
 
-def _storages(node: Node) -> Iterator[tuple[int, int]]:
+def _storages(node: Node) -> list[tuple[int, int]]:
     value = node.meta.get("val", node.meta.get("example_value"))
+    found = []
     for item in value if isinstance(value, (list, tuple)) else (value,):
         if isinstance(item, torch.Tensor) and item.layout is torch.strided:
             try:
-                yield (id(getattr(item, "fake_mode", None)), item.untyped_storage()._cdata)
+                storage = item.untyped_storage()._cdata
             except (RuntimeError, NotImplementedError):  # subclasses without storage of their own
                 continue
+            found.append((id(getattr(item, "fake_mode", None)), storage))
+    return found
