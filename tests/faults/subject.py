@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -189,4 +190,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Jobs that a shell runs in the background, and what they start, ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
