@@ -431,6 +431,10 @@ def test_llama_takes_ours_two_or_three_times_and_the_slow_pass_once(monkeypatch)
         {"part": "stage"} | {c: rows[0][c] for c in ("L=1", "L=16", "L=32", "L=16 train")}
     ]
     assert rows[0]["L=1"] == 0.5 * each[0]["2"]
+    cold, warm = llama.profile(["warm disk, L=32, against PyTorch's"], quick=False).values()
+    assert len(asked) == runs
+    assert cold == rows
+    assert warm[0]["L=1"] != rows[0]["L=1"]
     monkeypatch.setattr(llama, "_parts", {})
     llama.profile(None, quick=False)
     assert len(asked) == runs + 4

@@ -118,6 +118,13 @@ def test_exposed_communication_is_what_no_other_kernel_hides():
     assert distributed.communication([]) == {"communication": 0.0, "exposed": 0.0, "idle": 0.0}
 
 
+def test_the_barrier_before_a_step_is_no_communication_of_the_step():
+    barrier = [("fill", 0, 5), ("ncclDevKernel_AllReduce", 5, 90)]
+    step = [("gemm", 100, 120), ("ncclDevKernel_AllGather", 110, 130)]
+    assert distributed._without_the_barrier([*step, *barrier]) == step
+    assert distributed._without_the_barrier([("gemm", 1, 2)]) == [("gemm", 1, 2)]  # without NCCL
+
+
 def test_blocks_that_are_all_different_are_not_asked_to_be_captured_as_repeated_ones(monkeypatch):
     from benchmarks.gpu import compile_time
 

@@ -18,9 +18,15 @@ class Named:
 
 @pytest.fixture(autouse=True)
 def no_other_runs():
-    running._runs.clear()
+    """Nor any of this thread: it starts anew."""
+
+    def clear():
+        running._threads.clear()
+        vars(running._local).pop("runs", None)
+
+    clear()
     yield
-    running._runs.clear()
+    clear()
 
 
 def loss_of(capture, seen):
@@ -67,3 +73,30 @@ def test_where_two_models_could_be_meant_it_belongs_to_neither():
     in_another_thread(loss_of, others, [])
     loss.backward()
     assert seen == [mine, None]
+
+
+def test_of_many_earlier_runs_none_is_looked_at(monkeypatch):
+    capture, seen, looked_at = Named(), [], []
+
+    class Run(running._Run):
+        def __getattribute__(self, name):
+            if name == "end":
+                looked_at.append(self)
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(running, "_Run", Run)
+    for _ in range(100):
+        loss_of(capture, [])
+    loss = loss_of(capture, seen)
+    for backward in (loss.backward, lambda: in_another_thread(loss_of(capture, seen).backward)):
+        looked_at.clear()
+        backward()
+        assert len(looked_at) == 1
+    assert seen == [capture] * 4
+
+
+def test_threads_that_are_long_gone_are_forgotten():
+    capture = Named()
+    for _ in range(running._THREADS_KEPT + 5):
+        in_another_thread(loss_of, capture, [])
+    assert len(running._threads) == running._THREADS_KEPT

@@ -124,8 +124,8 @@ def _targets(rows: list[Row]) -> list[Target]:
                 1.0,
                 "lower",
                 "x",
-                "the trace: all-gathers of forward, where regions shorten what the device does for a layer and "
-                "not what the host does, so that it is less far ahead"
+                "the trace: all-gathers of forward, in which the device waits for the host in each layer with "
+                "regions and in the first ones without"
                 if way != "tensor parallel"
                 else "",
             ),

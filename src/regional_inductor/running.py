@@ -6,10 +6,11 @@ Such code is plain Python, in which marked functions are called and marked scope
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,22 +27,25 @@ class Capture(Protocol):
         """Call a marked function, compiled by itself."""
 
 
-_RUNS_KEPT = 4096
+_RUNS_KEPT = 4096  # of a thread
+_THREADS_KEPT = 256
 
 _local = threading.local()
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of a model: the nodes of the autograd graph that it made, as each thread numbers its own."""
+    """A run of a model: the first node of the autograd graph that it made, and the one after the last."""
 
-    thread: int
     first: int
     end: int
     capture: weakref.ref[Any]
 
 
-_runs: deque[_Run] = deque(maxlen=_RUNS_KEPT)
+# Runs of each thread, which numbers its nodes by itself, upwards; the thread that ran last is the last.
+_threads: OrderedDict[int, deque[_Run]] = OrderedDict()
+_lock = threading.Lock()
+_numbers = itertools.count()
 
 
 def current() -> Capture | None:
@@ -51,7 +55,7 @@ def current() -> Capture | None:
     what was compiled there has to be here, or other tensors would be saved than in the run.
     """
     capture: Capture | None = getattr(_local, "capture", None)
-    if capture is None and _runs and not getattr(_local, "inside", False):
+    if capture is None and _threads and not getattr(_local, "inside", False):
         number = backward_sequence_number()
         if number is not None:
             return _of_run(number)
@@ -59,21 +63,40 @@ def current() -> Capture | None:
 
 
 def _of_run(number: int) -> Capture | None:
-    """The capture of the run that made a node; nobody's where runs of other threads could be meant as well.
+    """The capture of the run that made a node; nobody's where runs of several other threads could be meant.
 
-    On a CPU a backward pass runs in the thread of its forward pass; of a node whose backward runs in another
-    thread, as a GPU's do, nothing says which thread made it. Then a checkpoint runs what is marked uncompiled
-    and raises where that saves other tensors, which is better than another model's options.
+    A backward pass on a CPU runs in the thread that asks for it, mostly that of its forward pass, and such a
+    run is taken before any other; on a GPU it runs in a thread of the device's, and no node says which thread
+    made it. Where it is nobody's, a checkpoint runs what is marked uncompiled.
     """
-    found: dict[int, Capture] = {}
-    for run in reversed(_runs):
-        capture: Capture | None = run.capture() if run.first <= number < run.end else None
-        if capture is None:
-            continue
-        if run.thread == threading.get_ident():
-            return capture
-        found[id(capture)] = capture
-    return next(iter(found.values())) if len(found) == 1 else None
+    own = _find(getattr(_local, "runs", ()), number)
+    if own is not None:
+        found: Capture | None = own.capture()
+        return found
+    with _lock:
+        others = [_find(runs, number) for runs in _threads.values()]
+    captures = {id(c): c for run in others if run is not None and (c := run.capture()) is not None}
+    return next(iter(captures.values())) if len(captures) == 1 else None
+
+
+def _find(runs: Sequence[_Run], number: int) -> _Run | None:
+    for run in reversed(runs):
+        if run.end <= number:
+            return None  # as do all before it
+        if run.first <= number:
+            return run
+    return None
+
+
+def _note(run: _Run) -> None:
+    if not hasattr(_local, "runs"):
+        _local.runs, _local.number = deque(maxlen=_RUNS_KEPT), next(_numbers)
+    with _lock:
+        _local.runs.append(run)
+        _threads[_local.number] = _local.runs
+        _threads.move_to_end(_local.number)
+        if len(_threads) > _THREADS_KEPT:
+            _threads.popitem(last=False)
 
 
 @contextmanager
@@ -87,7 +110,7 @@ def run_of(capture: Capture) -> Iterator[None]:
         _set(*before)
         end = sequence_number()
         if end > first:
-            _runs.append(_Run(threading.get_ident(), first, end, weakref.ref(capture)))
+            _note(_Run(first, end, weakref.ref(capture)))
 
 
 @contextmanager

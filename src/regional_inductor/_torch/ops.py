@@ -512,14 +512,12 @@ def _mutation_edges(result: OrderingEdges, nodes: list[Node], found: list[OpTrai
     inputs: int | None = None
     writers: list[tuple[int, list[int]]] = []
     for i, (node, t) in enumerate(zip(nodes, found, strict=True)):
-        if t.opaque or t.writes:
-            everywhere = (*range(len(node.args)), *node.kwargs) if t.opaque else t.writes
-            writers.append((i, [position[a] for a in _at(node, everywhere) if a in position]))
-        if t.opaque or t.aliases:
-            places = (*range(len(node.args)), *node.kwargs) if t.opaque else t.aliases
-            for argument in _at(node, places):
-                if argument in position:
-                    join(i, position[argument])
+        everywhere = (*range(len(node.args)), *node.kwargs) if t.opaque else ()
+        if writes_at := everywhere or t.writes:
+            writers.append((i, [position[a] for a in _at(node, writes_at) if a in position]))
+        for argument in _at(node, everywhere or t.aliases):
+            if argument in position:
+                join(i, position[argument])
         if node.op in ("placeholder", "get_attr") and _may_hold_storage(node):
             # Two inputs may be views of one storage; nothing in the graph says that they aren't.
             inputs = i if inputs is None else inputs
