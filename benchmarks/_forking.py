@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Mapping
 
 from benchmarks import _worker
 
@@ -18,27 +18,36 @@ from benchmarks import _worker
 def serve(prepare: str) -> None:
     """Returns at the end of its input, in the server; a forked process ends with its function."""
     _worker.function_of(prepare)()
-    threads = len(os.listdir("/proc/self/task"))
-    assert threads == 1, f"forked processes would lack {threads - 1} threads"
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        process = os.fork()
+        process = fork(request["environment"], request["output"])
         if process == 0:
-            _become(request)
+            _worker.main(line)
         print(process, flush=True)
-        _, status = os.waitpid(process, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(exit_code(process), flush=True)
 
 
-def _become(request: dict[str, object]) -> NoReturn:
-    """What `_worker` does, in this process, which has a copy of the server's memory."""
-    os.environ.update(request["environment"])  # type: ignore[arg-type]
-    file = os.open(str(request["output"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (file, 1), (file, 2)):
-        os.dup2(source, target)
-    _worker.main(json.dumps(request))
+def fork(environment: Mapping[str, str], output: str) -> int:
+    """0 in the new process, which has this environment and writes to that file; its id in this one."""
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"forked processes would lack {threads - 1} threads"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process == 0:
+        os.environ.update(environment)
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (file, 1), (file, 2)):
+            os.dup2(source, target)
+    return process
+
+
+def exit_code(process: int) -> int:
+    """Once it has ended; negative where a signal ended it."""
+    _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":

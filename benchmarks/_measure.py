@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import _forking
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -149,7 +151,7 @@ def _keep(log: Path | None, request: str, text: str | bytes | None) -> None:
 # --- forked processes -----------------------------------------------------------------------------
 
 
-COMPILERS = "_peers:import_compilers"
+COMPILERS = "_peers:prepare_compilers"
 TORCH = "_peers:import_torch"
 TRANSFORMERS = "_peers:import_transformers"
 
@@ -162,7 +164,7 @@ def in_forked_process(
     prepare: str = COMPILERS,
     timeout: float = 900,
     **arguments: Any,
-) -> dict[str, Any]:
+) -> Any:
     """Like `in_fresh_process`, without some imports: the process is forked from one that has made them.
 
     For what counts neither these imports nor resident memory.
@@ -171,29 +173,60 @@ def in_forked_process(
         function: As there.
         cache: Its cache folder; a file with what it said comes to lie beside it.
         environment: As there.
-        prepare: Called once in the process that is forked; `COMPILERS` makes all imports and lets Inductor
-            find out which vector instructions there are, which takes several runs of the C++ compiler.
+        prepare: Called once in the process that is forked; `COMPILERS` makes all imports, lets Inductor
+            find out which vector instructions there are, which takes several runs of the C++ compiler,
+            and compiles something unrelated in each way.
         timeout: As there.
         **arguments: As there.
     """
     cache.parent.mkdir(parents=True, exist_ok=True)
-    output = cache.parent / f"{cache.name} output"
+    output = _output_of(cache)
     request = {
         "function": function,
         "arguments": arguments,
         "environment": {**_settings(cache), **(environment or {})},
-        "output": str(output),
+        "output": output,
     }
-    code = _server(prepare).run(request, timeout)
-    if code == -signal.SIGKILL:
+    return _result_in(output, _server(prepare).run(request, timeout), timeout)
+
+
+def fork_from_here(folder: str, timeout: float = 900) -> dict[str, Any] | None:
+    """Fork a process that goes on from where this one is, and wait for it.
+
+    In a process that `in_forked_process` started, whose function the new process returns from too.
+
+    Args:
+        folder: The new process's cache folder, as `cache` in `in_forked_process`.
+        timeout: As there.
+
+    Returns:
+        In the new process None; in this one what the function returned there.
+    """
+    output = _output_of(Path(folder))
+    process = _forking.fork(_settings(Path(folder)), output)
+    if process == 0:
+        signal.alarm(math.ceil(timeout))
+        return None
+    return _result_in(output, _forking.exit_code(process), timeout)
+
+
+def _output_of(cache: Path) -> str:
+    return str(cache.parent / f"{cache.name} output")
+
+
+def _result_in(output: str, code: int, timeout: float) -> dict[str, Any]:
+    if code in (-signal.SIGKILL, -signal.SIGALRM):
         return {"error": f"killed, after {timeout:.0f} s at the latest"}
-    text = output.read_text(errors="replace")
+    text = Path(output).read_text(errors="replace")
     return _result(text, text, code)
 
 
 @dataclass(frozen=True)
 class _Server:
-    """The process that forks others, and its cache folder, where only the probe of the processor is."""
+    """The process that forks others, and its cache folder, where only the probe of the processor is.
+
+    What it compiles lies beside it.
+    """
 
     process: subprocess.Popen[str]
     folder: str
@@ -201,9 +234,11 @@ class _Server:
     @staticmethod
     def started(prepare: str) -> _Server:
         """Once it has called the function `prepare`, `module:name` in this package."""
-        folder = tempfile.mkdtemp(prefix="regional-inductor-bench-")
+        folder = str(Path(tempfile.mkdtemp(prefix="regional-inductor-bench-"), "probe"))
+        os.mkdir(folder)
         # With more than one thread of numpy's there would be one that a forked process lacks.
         variables = {**os.environ, **_settings(Path(folder)), "OPENBLAS_NUM_THREADS": "1"}
+        variables.pop("PYTHONDONTWRITEBYTECODE", None)  # as in `in_fresh_process`
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks._forking", prepare],
             stdin=subprocess.PIPE,
@@ -237,7 +272,7 @@ class _Server:
 
     def end(self) -> None:
         self.process.communicate()  # closes its standard input
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(Path(self.folder).parent, ignore_errors=True)
 
 
 _servers: dict[str, _Server] = {}

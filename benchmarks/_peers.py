@@ -5,6 +5,7 @@ Private torch APIs that the benchmarks need are here. Checked on torch 2.13.0.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import time
@@ -26,6 +27,14 @@ def fake_tensors(shape: tuple[int, ...], *, shared: bool) -> Callable[[], torch.
 
     one = fresh()
     return (lambda: one) if shared else fresh
+
+
+def without_code(graph: torch.fx.Graph) -> torch.fx.GraphModule:
+    """A module of a graph. Generating code that nobody runs would be half of the time to build the graph."""
+    gm = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph())
+    gm._graph = graph
+    graph.owning_module = gm
+    return gm
 
 
 # --- graph passes: a graph in, a graph with compiled regions out ------------------------------------
@@ -137,15 +146,81 @@ def import_transformers() -> None:
     importlib.import_module("transformers")
 
 
-def import_compilers() -> None:
-    """What every way imports before it compiles, and what Inductor finds out about the machine once."""
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
+# The backends that a warm-up compiles with, by what is warmed up.
+WARM_UPS: dict[str, Callable[[], Any]] = {
+    "pytorch": lambda: backend_of(pass_of("pytorch")),
+    "drop-in": lambda: backend_of(pass_of("ours")),
+    "ours": lambda: "regional_inductor",
+    "inductor": lambda: "inductor",
+    "aot_eager": lambda: "aot_eager",
+}
+WARMED_BEFORE_FORKING = [
+    *(("pytorch", False), ("pytorch", True), ("drop-in", False), ("drop-in", True)),
+    *(("ours", False), ("inductor", False)),
+]
+_warm: set[tuple[str, bool]] = set()
 
+
+def prepare_compilers() -> None:
+    """Before processes are forked: imports, what Inductor finds out about the machine, and all warm-ups.
+
+    Each is a compile of something that is not in any cache and one of something that is.
+    """
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+    from torch.hub import tqdm
+
+    tqdm.monitor_interval = (
+        0  # else AOTAutograd's progress bar starts a thread, which forked processes would lack
+    )
     for way in ("pytorch", "ours"):
         backend_of(pass_of(way))
     for module in ("torch._inductor.compile_fx", "torch._inductor.codegen.cpp"):
         importlib.import_module(module)
     pick_vec_isa()
+    # The folder as it is now is for processes that warm up by themselves.
+    probed = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = (
+        f"{probed}-warm-up"  # g++ is given it in a line that a space would split
+    )
+    with torch._inductor.config.patch(compile_threads=1):  # forked processes would lack the threads
+        leaves_files = os.fork()
+        if leaves_files == 0:
+            for way, train in WARMED_BEFORE_FORKING:
+                _compile_unrelated(way, train, (6, 4))
+            os._exit(0)
+        for way, train in WARMED_BEFORE_FORKING:
+            warm_up(way, train)
+        _, failed = os.waitpid(leaves_files, 0)
+        assert not failed
+        for way, train in WARMED_BEFORE_FORKING:  # as a warm start does, with nothing in memory
+            _compile_unrelated(way, train, (6, 4))
+    gc.collect()
+
+
+def warm_up(way: str, train: bool = False) -> None:
+    """Compile and run something unrelated, once a process or before it was forked."""
+    if (way, train) not in _warm:
+        _compile_unrelated(way, train, (7, 5))
+        _warm.add((way, train))
+    keep_link_stubs()
+
+
+def _compile_unrelated(way: str, train: bool, shape: tuple[int, int]) -> None:
+    from benchmarks import _models
+
+    x = torch.randn(shape, requires_grad=train)
+    y = torch.compile(_models.unrelated, backend=WARM_UPS[way]())(x)
+    if train:
+        y.sum().backward()
+    forget_everything()
+
+
+def keep_link_stubs() -> None:
+    """Ours makes them once a process, in three runs of the compiler; the process this was forked from outlives it."""
+    from regional_inductor._torch import link_stubs
+
+    for (_, *of), folder in list(link_stubs._folders.items()):
+        link_stubs._folders[os.getpid(), of[0], of[1]] = folder
 
 
 # --- whole models ----------------------------------------------------------------------------------

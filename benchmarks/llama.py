@@ -3,25 +3,26 @@
 Seconds inside the graph pass, Dynamo and AOTAutograd not included, for the model of `_models.py` (float32,
 hidden width 128, sequence 64, batch 2; per block a norm, the rotary embedding and SwiGLU are marked, the
 same marks without ids for both passes). Both are used the same way, as both compilers of AOTAutograd. A
-cold run has a process and an Inductor cache of its own, and one unrelated region compiled before; a warm
-run is a new process on the cache that the cold one left; "in process" is the pass over a copy of the same
-graph, once more in the warm process. The result is compared with eager in every run. Ours, whose runs are
-short, is the median of two or three cold processes. Processes are forked from one that has imported
-torch's compilers, but those whose memory counts.
+cold run has a process and an empty Inductor cache of its own; a warm run is a new process on the cache that the
+cold one left; "in process" is the pass over a copy of the same graph, once more in the warm process. The result is
+compared with eager in every run. Ours, whose runs are short, is the median of two or three cold processes.
+Processes are forked from one that has imported torch's compilers, compiled unrelated regions with both passes and
+traced the model, at the point where AOTAutograd calls the pass: each goes on from there with the same graph, after a
+full collection of garbage. Those whose memory counts, the first cold one of each pass at L=32, start from nothing
+and do all of it themselves.
 """
 
 from __future__ import annotations
 
 import gc
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks._measure import (
+    fork_from_here,
     in_forked_process,
     in_fresh_process,
     median,
@@ -98,72 +99,141 @@ def _measure(
 ) -> dict[str, list[dict[str, dict[str, Any]]]]:
     """Each way's processes, in turn; the first cold one of each leaves its cache to a warm one."""
     found: dict[str, list[dict[str, dict[str, Any]]]] = {way: [] for way in WAYS}
-    for number in range(max(cold.values())):
-        for way in WAYS if number % 2 == 0 else reversed(WAYS):
-            if number >= cold[way]:
-                continue
-            arguments = {"way": way, "layers": layers, "distinct": distinct, "train": train}
-            again = AGAIN_SLOW if way == "pytorch" and layers >= DEEP else AGAIN
-            with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
-                cache = Path(folder, "cache")
-                # What is forked shares its memory with its parent, and nobody counts that right.
-                alone = name == MEMORY_CASE and number == 0
-                process = _in_process_of_its_own if alone else in_forked_process
-                say(f"llama: {name}, {way}, cold")
-                runs = {"cold": process("llama:measure", cache=cache, **arguments)}
+    about_model = {"layers": layers, "distinct": distinct, "train": train}
+    with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
+        forked: list[tuple[str, int, str]] = []
+        for number in range(max(cold.values())):
+            for way in WAYS if number % 2 == 0 else reversed(WAYS):
+                if number >= cold[way]:
+                    continue
+                found[way].append({})
+                if name == MEMORY_CASE and number == 0:
+                    # What is forked shares its memory with its parent, and nobody counts that right.
+                    say(f"llama: {name}, {way}, cold, alone")
+                    cache = Path(folder, f"{way}-{number}")
+                    found[way][0]["cold"] = _alone(cache, way=way, **about_model)
+                else:
+                    forked.append((way, number, "cold"))
                 if number == 0:
-                    say(f"llama: {name}, {way}, warm")
-                    runs["warm"] = in_forked_process(
-                        "llama:measure", cache=cache, again=again, **arguments
-                    )
-            found[way].append(runs)
+                    forked.append((way, number, "warm"))
+        say(f"llama: {name}, {', '.join(f'{way} {start}' for way, _, start in forked)}")
+        runs = [
+            {"way": way, "cache": str(Path(folder, f"{way}-{number}")), "again": again}
+            for way, number, start in forked
+            for again in [_again(way, layers) if start == "warm" else 0]
+        ]
+        results = in_forked_process(
+            "llama:measure_traced",
+            cache=Path(folder, "trace"),
+            timeout=3600,
+            runs=runs,
+            **about_model,
+        )
+    for place, (way, number, start) in enumerate(forked):
+        # A trace that failed has an error instead of results.
+        found[way][number][start] = results[place] if isinstance(results, list) else results
     return found
 
 
-_in_process_of_its_own = partial(in_fresh_process, probed=True)
+def _again(way: str, layers: int) -> int:
+    return AGAIN_SLOW if way == "pytorch" and layers >= DEEP else AGAIN
 
 
-def measure(way: str, layers: int, distinct: bool, train: bool, again: int = 0) -> dict[str, Any]:
-    """One process: warms up, compiles the model once, compares it with eager."""
-    import torch
+def _alone(cache: Path, **arguments: Any) -> Any:
+    return in_fresh_process("llama:measure", cache=cache, probed=True, **arguments)
 
+
+def measure(way: str, layers: int, distinct: bool, train: bool) -> dict[str, Any]:
+    """A process of its own, whose memory counts: warms up, compiles the model once, compares it with eager."""
     from benchmarks import _models, _peers
 
-    def backend(again: int) -> tuple[Any, _peers.TimedPass | None]:
-        if way == "aot_eager":
-            return "aot_eager", None
-        timed = _peers.TimedPass(way, again)
-        return _peers.backend_of(timed), timed
-
-    x = torch.randn(7, 5, requires_grad=train)
-    warmed = torch.compile(_models.unrelated, backend=backend(0)[0])(x)
-    if train:
-        warmed.sum().backward()
-    _peers.forget_everything()
+    _peers.warm_up({"ours": "drop-in"}.get(way, way), train)
     shape = _models.Shape(layers, distinct)
     model, x = _models.Llama(shape), _models.inputs(shape, train)
-    chosen, timed = backend(again)
+    timed = None if way == "aot_eager" else _peers.TimedPass(way)
     gc.collect()
     before = resident_mb()
     reset_peak()
-    start = time.perf_counter()
-    compiled = torch.compile(model, backend=chosen, fullgraph=True)
-    actual = _models.run_once(compiled, x, train).clone()
-    whole = time.perf_counter() - start
-    after, peak = resident_mb() - before, peak_mb() - before
+    backend = "aot_eager" if timed is None else _peers.backend_of(timed)
+    actual = _first_result(model, x, train, backend)
+    memory = {"mb": resident_mb() - before, "peak mb": peak_mb() - before}
+    _assert_as_eager(actual, model, x, train)
+    return {**(_seconds(timed) if timed else {}), **memory}
+
+
+class _TracedError(BaseException):
+    """Everything has been run from the graph on; not an Exception, which Dynamo would handle."""
+
+
+def measure_traced(
+    layers: int, distinct: bool, train: bool, runs: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]] | dict[str, Any]:
+    """A process that traces the model once, and forks one for each run where the pass is called.
+
+    Args:
+        layers: Of the model.
+        distinct: Whether each MLP has another width.
+        train: Whether there is a backward pass, whose graph is compiled in the forked process too.
+        runs: `way`, `cache`, a folder, and `again`, how often the pass is run over copies of the graph, of each.
+
+    Returns:
+        What each run found. A forked process comes back from here too, with what it found.
+    """
+    from benchmarks import _models, _peers
+
+    found: list[dict[str, Any]] = []
+    timed: list[_peers.TimedPass] = []
+
+    def pass_or_fork(gm: Any, inputs: Any) -> Any:
+        if not timed:  # else this is a backward graph, in a forked process
+            for run in runs:
+                done = fork_from_here(run["cache"])
+                if done is None:
+                    timed.append(_peers.TimedPass(run["way"], run["again"]))
+                    _peers.keep_link_stubs()
+                    gc.collect()  # which also copies the pages that the processes share
+                    break
+                found.append(done)
+            else:
+                raise _TracedError
+        return timed[0](gm, inputs)
+
+    shape = _models.Shape(layers, distinct)
+    model, x = _models.Llama(shape), _models.inputs(shape, train)
+    try:
+        actual = _first_result(model, x, train, _peers.backend_of(pass_or_fork))
+    except _TracedError:
+        return found
+    _assert_as_eager(actual, model, x, train)
+    return _seconds(timed[0])
+
+
+def _first_result(model: Any, x: Any, train: bool, backend: Any) -> Any:
+    import torch
+
+    from benchmarks import _models
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    return _models.run_once(compiled, x, train).clone()
+
+
+def _assert_as_eager(actual: Any, model: Any, x: Any, train: bool) -> None:
+    import torch
+
+    from benchmarks import _models
+
     with nullcontext() if train else torch.no_grad():
         expected = _models.run_once(model, x, train)
     difference = float((actual - expected).abs().max() / expected.abs().max())
     assert difference <= TOLERANCE, f"differs from eager by {difference:.1e}"
+
+
+def _seconds(timed: Any) -> dict[str, Any]:
     return {
-        "pass": sum(timed.first) if timed else None,
-        "cpu": sum(timed.cpu) if timed else None,
-        "in process": [sum(taken) for taken in timed.repeated] if timed else [],
-        "parts": timed.parts if timed else {},
-        "whole": whole,
-        "mb": after,
-        "peak mb": peak,
-        "difference": difference,
+        "pass": sum(timed.first),
+        "cpu": sum(timed.cpu),
+        "in process": [sum(taken) for taken in timed.repeated],
+        "parts": timed.parts,
     }
 
 
@@ -197,13 +267,13 @@ def profile(missed: Sequence[str] | None, quick: bool) -> Tables:
         if name not in _parts:
             layers, distinct, train = CASES[name]
             with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
-                run = in_forked_process(
-                    "llama:measure",
-                    cache=Path(folder, "cache"),
-                    way="ours",
+                (run,) = in_forked_process(
+                    "llama:measure_traced",
+                    cache=Path(folder, "trace"),
                     layers=layers,
                     distinct=distinct,
                     train=train,
+                    runs=[{"way": "ours", "cache": str(Path(folder, "cache")), "again": 0}],
                 )
             _parts[name] = [{"cold": run}]
     tables = {"parts of a cold compile, ours, seconds, medians": _parts_of("cold", cases)}
@@ -266,14 +336,7 @@ def _memory(
 ) -> list[Row]:
     say(f"llama: {name}, aot_eager")
     with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
-        base = _in_process_of_its_own(
-            "llama:measure",
-            cache=Path(folder),
-            way="aot_eager",
-            layers=layers,
-            distinct=distinct,
-            train=train,
-        )
+        base = _alone(Path(folder), way="aot_eager", layers=layers, distinct=distinct, train=train)
     found = {way: results[way][0]["cold"] for way in WAYS}
     rows: list[Row] = []
     for way, run in {"aot_eager": base, **found}.items():

@@ -101,6 +101,16 @@ def test_a_forked_process_that_fails_gives_its_last_line(forking, tmp_path):
     assert late == {"error": "killed, after 0 s at the latest"}
 
 
+def test_a_forked_process_can_fork_one_that_goes_on_from_there(forking, tmp_path):
+    forked = {"function": "_measure:fork_from_here", "folder": str(tmp_path / "b")}
+    found = _measure.in_forked_process(cache=tmp_path / "a", **forked)
+    assert (
+        found is None
+    )  # what the last process returned, to that which forked it and from there to here
+    outputs = [(tmp_path / f"{name} output").read_text() for name in "ab"]
+    assert outputs == ['{"result": null}\n'] * 2
+
+
 def test_a_fresh_process_can_have_what_the_probe_of_the_processor_left(forking, tmp_path):
     Path(forking.folder, "probe").write_text("avx2")
     cache = tmp_path / "cache"
@@ -402,14 +412,18 @@ def run_of_llama(seconds, **parts):
 
 
 def test_llama_takes_ours_two_or_three_times_and_the_slow_pass_once(monkeypatch):
-    asked = []
+    asked, traced = [], []
 
-    def process(function, *, cache, way, layers, again=0, **_):
+    def alone(cache, *, way, layers, again=0, **_):
         asked.append((way, layers, "warm" if again else "cold"))
         return run_of_llama(float(len(asked)), stage=0.5 * len(asked))
 
-    for name in ("in_forked_process", "_in_process_of_its_own"):
-        monkeypatch.setattr(llama, name, process)
+    def forked(function, *, runs, layers, train, **_):
+        traced.append((layers, train))
+        return [alone(layers=layers, **run) for run in runs]
+
+    monkeypatch.setattr(llama, "_alone", alone)
+    monkeypatch.setattr(llama, "in_forked_process", forked)
     monkeypatch.setattr(llama, "_parts", {})
     outcome = llama.main(quick=False)
     cold = [(way, layers) for way, layers, kind in asked if kind == "cold"]
@@ -417,6 +431,7 @@ def test_llama_takes_ours_two_or_three_times_and_the_slow_pass_once(monkeypatch)
     assert cold.count(("ours", 4)) == cold.count(("ours", 8)) == 2
     assert cold.count(("ours", 16)) == 4  # and in training
     assert cold.count(("pytorch", 32)) == cold.count(("pytorch", 4)) == 1
+    assert traced == [(1, False), (4, False), (16, False), (32, False), (8, False), (16, True)]
     each = outcome.tables["ours, cold: seconds inside the pass, each process"]
     table = outcome.tables["seconds inside the pass"]
     medians = [row["2"] if "3" in row else (row["1"] + row["2"]) / 2 for row in each]
