@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from benchmarks._peers import fake_tensors
+from benchmarks._peers import fake_tensors, without_code
 
 aten = torch.ops.aten
 MARK = "compile_with_inductor"
@@ -28,7 +28,10 @@ OPTIONS: tuple[dict[str, Any], ...] = tuple(
 
 
 def build(family: str, size: int, *, ordered: bool = False) -> GraphModule:
-    """A graph of a family with `size` operators, a few more or less; equal for equal arguments."""
+    """A graph of a family with `size` operators, a few more or less; equal for equal arguments.
+
+    It can't be called before somebody generates its code.
+    """
     gc.disable()  # it is half of the time of building a hundred thousand nodes
     try:
         builder = _Builder(size, ordered)
@@ -98,7 +101,7 @@ class _Builder:
         sinks = [n for n in self.graph.nodes if not n.users and n.op == "call_function"]
         sinks = [n for n in sinks if isinstance(n.meta["val"], torch.Tensor)]
         self.graph.output(tuple(sinks))
-        return GraphModule(torch.nn.Module(), self.graph)
+        return without_code(self.graph)
 
 
 def _run(builder: _Builder, x: Node, mark: Any, length: int) -> Node:

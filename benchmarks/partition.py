@@ -3,16 +3,20 @@
 Graphs of seven families (`_graphs.py`), about half of each marked. "partition" is that stage alone;
 "everything" is `outline_regions` under `merge="all"`, which collects marks, partitions, outlines and
 generates all code, against the function of PyTorch's pass that does the same. PyTorch's is run once, up to
-1,000 nodes, in one family up to 3,000; ours goes on to 100,000.
+1,000 nodes, in one family up to 3,000; ours goes on to 100,000. Graphs of 100,000 nodes have a process of their own,
+forked from one that has made all imports; two are built at a time, and nothing else runs while one is partitioned.
 """
 
 from __future__ import annotations
 
 import cProfile
 import gc
+import multiprocessing
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from benchmarks import _graphs, _peers
 from benchmarks._measure import (
     alternate,
     exponent,
+    in_forked_process,
     in_fresh_process,
     median,
     peak_mb,
@@ -35,6 +40,7 @@ from benchmarks._outcome import Outcome, Row, Tables, Target
 
 SIZES = (300, 1000, 3000, 10_000, 100_000)
 FITTED_FROM = 3000
+LARGE = 100_000  # from here on each graph has a process of its own
 QUICK_SIZES = (300, 1000)
 RANDOM_GRAPHS = 300
 # The family that is taken to the largest size with hidden order too, which takes longest there; the others to the one before it.
@@ -47,13 +53,13 @@ QUICK_PYTORCH_UP_TO_ELSE = 300
 
 
 def main(quick: bool) -> Outcome:
-    from regional_inductor.backend import outline_regions  # Inductor's import is not partitioning
-
-    outline_regions(_graphs.build("options", 100))
-    _peers.outlining_of("pytorch")(_graphs.build("chain", 50))
+    prepare()
     times = _times(quick)
-    memory = _memory(quick)
-    cyclic = _cyclic_ids(20 if quick else RANDOM_GRAPHS)
+    # At once: nothing is timed, and what is resident in one process doesn't depend on another.
+    with ThreadPoolExecutor(2) as pool:
+        memories = _memory(quick, pool)
+        cyclic = _cyclic_ids(20 if quick else RANDOM_GRAPHS)
+        memory = memories()
     growth = _growth(times)
     return Outcome(
         {
@@ -79,9 +85,23 @@ def main(quick: bool) -> Outcome:
 # --- time ------------------------------------------------------------------------------------------
 
 
+def prepare() -> None:
+    """What is imported on the way (Inductor, for one) is not partitioning."""
+    _peers.outlining_of("ours")(_graphs.build("options", 100))
+    _peers.outlining_of("pytorch")(_graphs.build("chain", 50))
+
+
 def _times(quick: bool) -> list[Row]:
     rows: list[Row] = []
+    large: list[tuple[int, dict[str, Any]]] = []  # where the row belongs, and what it is of
     sizes = QUICK_SIZES if quick else SIZES
+
+    def add(**case: Any) -> None:
+        if case["size"] >= LARGE:
+            large.append((len(rows) + len(large), case))
+        else:
+            rows.append(_case(**case))
+
     for family in _graphs.FAMILIES:
         limit = (
             QUICK_PYTORCH_UP_TO.get(family, QUICK_PYTORCH_UP_TO_ELSE)
@@ -90,15 +110,75 @@ def _times(quick: bool) -> list[Row]:
         )
         for size in sizes:
             repeats = 1 if size > 1000 or quick else 3
-            rows.append(_case(family, size, repeats, with_pytorch=size <= limit))
+            add(family=family, size=size, repeats=repeats, with_pytorch=size <= limit)
         largest = sizes[-1] if family in ORDERED_TO_THE_END else sizes[-2]
-        rows.append(_case(family, largest, 1, ordered=True))
+        add(family=family, size=largest, ordered=True)
+    found = _large_cases([case for _, case in large])
+    for (place, _), row in zip(large, found, strict=True):
+        rows.insert(place, row)
     return rows
 
 
+def _large_cases(cases: Sequence[dict[str, Any]]) -> list[Row]:
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
+        for number in range(0, len(cases), 2):
+            pair = cases[number : number + 2]
+            names = [f"{case['family']} {case['size']}" for case in pair]
+            say(f"partition: {', '.join(names)}, one after the other")
+            found = in_forked_process(
+                "partition:in_turn",
+                cache=Path(folder, "cache"),
+                prepare="partition:prepare",
+                cases=pair,
+            )
+            if "error" in found:
+                raise RuntimeError(f"partition: {found['error']}")
+            rows += found["rows"]
+    return rows
+
+
+def in_turn(cases: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
+    """Cases in a process each, which build their graphs at once; then one after the other is measured."""
+    context = multiprocessing.get_context("fork")
+    built, turn = context.Barrier(len(cases)), context.Lock()
+    ends = [context.Pipe(duplex=False) for _ in cases]
+    processes = [
+        context.Process(target=_in_its_turn, args=(case, built, turn, end))
+        for case, (_, end) in zip(cases, ends, strict=True)
+    ]
+    for process, (_, end) in zip(processes, ends, strict=True):
+        process.start()
+        end.close()  # the process has its own; with none left, what has failed is seen here
+    rows = [start.recv() for start, _ in ends]
+    for process in processes:
+        process.join()
+    return {"rows": rows}
+
+
+def _in_its_turn(case: dict[str, Any], built: Any, turn: Any, answer: Any) -> None:
+    def wait() -> None:
+        built.wait()
+        turn.acquire()
+
+    try:
+        answer.send(_case(**case, before=wait))
+        turn.release()
+    except BaseException:
+        built.abort()
+        raise
+
+
 def _case(
-    family: str, size: int, repeats: int, *, ordered: bool = False, with_pytorch: bool = False
+    family: str,
+    size: int,
+    repeats: int = 1,
+    *,
+    ordered: bool = False,
+    with_pytorch: bool = False,
+    before: Callable[[], None] = lambda: None,
 ) -> Row:
+    """One row of the table; `before` is called once each graph has been built."""
     say(f"partition: {family} {size}{' with hidden order' if ordered else ''}")
     regions: dict[str, int] = {}
 
@@ -108,6 +188,7 @@ def _case(
         gc.disable()  # it would take half of the time to build a graph, which isn't measured
         gm = _graphs.build(family, size, ordered=ordered)
         gc.enable()
+        before()
         if way == "ours":
             stage.append(partition_seconds(gm))
         outline = _peers.outlining_of(way)
@@ -179,28 +260,31 @@ def _fit(rows: list[Row], column: str) -> float | None:
 # --- memory ----------------------------------------------------------------------------------------
 
 
-def _memory(quick: bool) -> list[Row]:
-    rows: list[Row] = []
-    families = ("blocks",) if quick else ("chain", "blocks", "ids")
+def _memory(quick: bool, pool: Executor) -> Callable[[], list[Row]]:
+    """Has processes measure it in the background; gives a function that waits for the table."""
+    families = ("blocks",) if quick else ("blocks", "chain", "ids")
     size = 3000 if quick else 10_000
-    for family in families:
-        say(f"partition: memory of {family} {size}")
-        ours = in_fresh_process("partition:peak_over_graph", way="ours", family=family, size=size)
-        view: dict[str, Any] = {}
-        if family == "blocks":
-            view = in_fresh_process(
-                "partition:peak_over_graph", way="view", family=family, size=size
-            )
-        rows.append(
-            {
-                "family": family,
-                "nodes": size,
-                "PyTorch's dependency view alone, MB": view.get("mb"),
-                "ours, everything, MB": ours.get("mb"),
-                **({"error": ours["error"]} if "error" in ours else {}),
-            }
-        )
-    return rows
+    say(f"partition: memory of {', '.join(families)}, {size}")
+
+    def started(way: str, family: str) -> Future[dict[str, Any]]:
+        about = {"way": way, "family": family, "size": size}
+        return pool.submit(in_fresh_process, "partition:peak_over_graph", **about)
+
+    view = started("view", "blocks")  # the longest
+    ours = {family: started("ours", family) for family in families}
+
+    def row(family: str, found: dict[str, Any]) -> Row:
+        return {
+            "family": family,
+            "nodes": size,
+            "PyTorch's dependency view alone, MB": view.result().get("mb")
+            if family == "blocks"
+            else None,
+            "ours, everything, MB": found.get("mb"),
+            **({"error": found["error"]} if "error" in found else {}),
+        }
+
+    return lambda: [row(family, found.result()) for family, found in ours.items()]
 
 
 def peak_over_graph(way: str, family: str, size: int) -> dict[str, float]:
@@ -208,6 +292,7 @@ def peak_over_graph(way: str, family: str, size: int) -> dict[str, float]:
     outline = _peers.dependency_view if way == "view" else _peers.outlining_of("ours")
     outline(_graphs.build(family, 100))
     gm = _graphs.build(family, size)
+    gm.recompile()  # a graph's code is part of what there is before
     gc.collect()
     before = resident_mb()
     reset_peak()
@@ -335,7 +420,7 @@ def profile(missed: Sequence[str] | None, quick: bool) -> Tables:
     from regional_inductor.backend import outline_regions, read_settings
 
     settings = read_settings({}, merge="all", on_error="raise")
-    size = 3000 if quick else 30_000
+    size = 3000 if quick else 10_000
     stages: list[Row] = []
     for family in ("blocks", "options"):
         gm = _graphs.build(family, size)
