@@ -1,17 +1,20 @@
 """Importing the package adds next to nothing to importing torch.
 
-Milliseconds of `import regional_inductor` after `import torch`, each in a fresh process; beside it what
-the modules behind `torch.compile` take there. PyTorch's pass is a part of `import torch` already.
+Milliseconds of `import regional_inductor` after `import torch`, each in a process of its own, forked from one that
+has imported torch and nothing else; beside it what the modules behind `torch.compile` take there. PyTorch's pass
+is a part of `import torch` already.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-from benchmarks._measure import alternate, in_fresh_process, median, say
+from benchmarks._measure import TORCH, alternate, in_forked_process, median, say
 from benchmarks._outcome import Outcome, Row, Target
 
 MODULES = {
@@ -26,10 +29,21 @@ QUICK = ("regional_inductor", "regional_inductor.backend")
 def main(quick: bool) -> Outcome:
     modules = [m for m in MODULES if not quick or m in QUICK]
     added: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
+        found = _alternating(modules, added, Path(folder, "cache"))
+    return _outcome(modules, found, added)
+
+
+def _alternating(
+    modules: list[str], added: dict[str, dict[str, Any]], cache: Path
+) -> dict[str, list[float]]:
+    """Milliseconds of each import, by module; what the last one of each added goes into `added`."""
 
     def measured(module: str) -> float:
         say(f"import_time: {module}")
-        added[module] = in_fresh_process("import_time:measure", module=module)
+        added[module] = in_forked_process(
+            "import_time:measure", cache=cache, prepare=TORCH, module=module
+        )
         if "error" in added[module]:
             raise RuntimeError(f"import {module}: {added[module]['error']}")
         return float(added[module]["ms"])
@@ -37,7 +51,12 @@ def main(quick: bool) -> Outcome:
     # The first import of a module compiles its bytecode; it is not counted. Others are imported by the last.
     for module in dict.fromkeys((QUICK[-1], modules[-1])):
         measured(module)
-    found = alternate({m: (lambda m=m: measured(m)) for m in modules}, 3)
+    return alternate({m: (lambda m=m: measured(m)) for m in modules}, 3)
+
+
+def _outcome(
+    modules: list[str], found: dict[str, list[float]], added: dict[str, dict[str, Any]]
+) -> Outcome:
     rows: list[Row] = [
         {
             "import": MODULES[m],

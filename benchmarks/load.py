@@ -1,18 +1,20 @@
 """Loading what was saved takes the imports that it needs, and little more.
 
-A model of 16 blocks with 49 regions (quick form: 4 with 13), saved once; each figure is from a process of its own with empty caches
-and no C++ compiler on its path, medians of wall time and CPU time. `regions` is one captured graph and all its
-compiled regions, from `import torch` on: it needs neither Dynamo nor Inductor. `whole function` is `ri.load`,
-after Dynamo and AOTAutograd have been imported, and what the first call takes over later ones; beside it what these
-imports take; these processes are forked from one that has imported torch. Equal blocks have four distinct
-regions; with blocks of different widths most are distinct.
+A model of 16 blocks with 49 regions (quick form: 4 with 13), saved once; each figure is from a process of its own,
+forked from one that has imported torch, with empty caches and no C++ compiler on its path, medians of wall time and
+CPU time. `regions` is one captured graph and all its compiled regions, from `import torch` on: it needs neither Dynamo
+nor Inductor. `whole function` is `ri.load`, after Dynamo and AOTAutograd have been imported, and what the first call
+takes over later ones; beside it what these imports take. Equal blocks have four distinct regions; with blocks of
+different widths most are distinct.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from benchmarks._measure import (
     COMPILERS,
     TORCH,
     in_forked_process,
-    in_fresh_process,
     median,
     say,
 )
@@ -28,7 +29,7 @@ from benchmarks._outcome import Outcome, Row, Target
 
 LAYERS, QUICK_LAYERS = 16, 4
 BLOCKS = {False: "equal", True: "different widths"}
-REGIONS, FUNCTION = "regions", "function"  # what is called in fresh processes
+REGIONS, FUNCTION = "regions", "function"  # what is called in processes of their own
 REPEATS = {FUNCTION: 3, REGIONS: 5}  # the former takes seconds of imports besides
 
 
@@ -37,24 +38,26 @@ def main(quick: bool) -> Outcome:
     regions: list[Row] = []
     functions: list[Row] = []
     layers = QUICK_LAYERS if quick else LAYERS
-    for distinct in (False,) if quick else (False, True):
-        with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
-            path = str(Path(folder, "model.ri"))
+    kinds = (False,) if quick else (False, True)
+    with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
+        paths = {distinct: str(Path(folder, f"{BLOCKS[distinct]}.ri")) for distinct in kinds}
+        say(f"load: saving, blocks {' and '.join(BLOCKS[distinct] for distinct in kinds)}")
+        models = [(path, layers, distinct) for distinct, path in paths.items()]
+        prepared = _in_process("prepare_at_once", Path(folder, "cache"), models=models)
+        for distinct, saved in zip(kinds, prepared["saved"], strict=True):
+            path, blocks = paths[distinct], BLOCKS[distinct]
             about_model = {"layers": layers, "distinct": distinct}
-            blocks = BLOCKS[distinct]
-            say(f"load: saving, blocks {blocks}")
-            saved = _in_process("prepare", Path(folder, "cache"), path=path, **about_model)
             found: dict[str, list[dict[str, Any]]] = {REGIONS: [], FUNCTION: []}
             for number in range(max(repeats.values())):
                 for what, arguments in ((FUNCTION, about_model), (REGIONS, {})):
                     if number >= repeats[what]:
                         continue
                     say(f"load: {what}")
-                    cache = Path(folder, f"empty {what} {number}")
+                    cache = Path(folder, f"empty {blocks} {what} {number}")
                     found[what].append(_in_process(what, cache, path=path, **arguments))
-        about = {"blocks": blocks, "regions": saved["regions"], "distinct": saved["distinct"]}
-        regions.append({**about, **_medians(found[REGIONS])})
-        functions.append({**about, **_medians(found[FUNCTION])})
+            about = {"blocks": blocks, "regions": saved["regions"], "distinct": saved["distinct"]}
+            regions.append({**about, **_medians(found[REGIONS])})
+            functions.append({**about, **_medians(found[FUNCTION])})
     seconds = {row["blocks"]: row["seconds"] for row in regions}
     return Outcome(
         {"regions of one captured graph": regions, "whole function": functions},
@@ -70,17 +73,14 @@ def main(quick: bool) -> Outcome:
 
 
 def _in_process(function: str, cache: Path, **arguments: Any) -> dict[str, Any]:
-    hidden = {"PATH": "/nonexistent", "CXX": "/nonexistent"} if function != "prepare" else {}
-    if function == REGIONS:
-        run = in_fresh_process(f"load:{function}", cache=cache, environment=hidden, **arguments)
-    else:
-        run = in_forked_process(
-            f"load:{function}",
-            cache=cache,
-            environment=hidden,
-            prepare=TORCH if function == FUNCTION else COMPILERS,
-            **arguments,
-        )
+    measured = function in REPEATS
+    run: dict[str, Any] = in_forked_process(
+        f"load:{function}",
+        cache=cache,
+        environment={"PATH": "/nonexistent", "CXX": "/nonexistent"} if measured else {},
+        prepare=TORCH if measured else COMPILERS,
+        **arguments,
+    )
     if "error" in run:
         raise RuntimeError(f"load, {function}: {run['error']}")
     return run
@@ -92,6 +92,12 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, float | None]:
 
 def _modules(rows: list[Row]) -> float:
     return float(max(row["modules of Inductor and Dynamo"] for row in rows))
+
+
+def prepare_at_once(models: Sequence[tuple[str, int, bool]]) -> dict[str, Any]:
+    """`prepare` for several, in processes of their own: nothing of it is timed."""
+    with multiprocessing.get_context("fork").Pool(len(models)) as pool:
+        return {"saved": pool.starmap(prepare, models)}
 
 
 def prepare(path: str, layers: int, distinct: bool) -> dict[str, Any]:

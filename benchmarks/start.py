@@ -24,7 +24,7 @@ WAYS = {
     "pytorch_pass": "PyTorch's pass",
     "regional_inductor": "ours",
 }
-QUICK_STARTS = {"aot_eager": ("cold", "warm"), "regional_inductor": ("cold", "regions only")}
+QUICK_STARTS = {"aot_eager": ("cold",), "regional_inductor": ("cold", "regions only")}
 FROM_FILE = "loaded from a file"
 # Folders of Inductor's cache and of our regions.
 STARTS = {
@@ -36,7 +36,9 @@ STARTS = {
 OURS_ONLY = ("regions only", FROM_FILE)
 # What the targets compare; the other ways start once.
 REPEATED = (("aot_eager", "warm"), ("regional_inductor", "regions only"))
-REPEATS = 3
+REPEATS = 2
+# On disk: its first start, with empty caches, is its cold one and as good a warm one as any other.
+LEAVES_NOTHING = "aot_eager"
 TOLERANCE = 1e-4
 
 
@@ -46,8 +48,11 @@ def main(quick: bool) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
         for way, starts in ways.items():
             for start in starts:
+                if start == "warm" and way == LEAVES_NOTHING:
+                    continue
                 if start not in OURS_ONLY or way == "regional_inductor":
                     found[way, start] = [_start(way, start, Path(folder, way), 0)]
+        found[LEAVES_NOTHING, "warm"] = [*found[LEAVES_NOTHING, "cold"]]
         for number in range(1, 1 if quick else REPEATS):
             for way, start in REPEATED if number % 2 == 0 else reversed(REPEATED):
                 found[way, start].append(_start(way, start, Path(folder, way), number))
@@ -58,7 +63,8 @@ def main(quick: bool) -> Outcome:
         [
             (
                 f"Medians of {REPEATS} where the targets compare, one start of each elsewhere. aot_eager "
-                "captures and differentiates, and runs everything eagerly."
+                "captures and differentiates, and runs everything eagerly; it leaves nothing on disk, so its cold "
+                "start is one of its warm ones, too."
             )
         ],
     )
