@@ -125,6 +125,18 @@ def test_the_barrier_before_a_step_is_no_communication_of_the_step():
     assert distributed._without_the_barrier([("gemm", 1, 2)]) == [("gemm", 1, 2)]  # without NCCL
 
 
+def test_a_collective_takes_as_long_as_on_the_rank_that_came_last():
+    first = [("ncclA", 0, 100), ("gemm", 0, 10), ("ncclA", 200, 230), ("ncclB", 300, 310)]
+    second = [("ncclA", 60, 100), ("ncclB", 250, 310), ("ncclA", 150, 230)]
+    each = [distributed.durations(kernels) for kernels in (first, second)]
+    assert distributed.trimmed(first, each) == [
+        ("ncclA", 60, 100),
+        ("gemm", 0, 10),
+        ("ncclA", 200, 230),
+        ("ncclB", 300, 310),
+    ]
+
+
 def test_blocks_that_are_all_different_are_not_asked_to_be_captured_as_repeated_ones(monkeypatch):
     from benchmarks.gpu import compile_time
 

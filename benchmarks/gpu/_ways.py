@@ -51,6 +51,12 @@ WAYS: dict[str, Way] = {
     "ours-whole-blocks": Way(
         "ours, blocks marked and captured", "ours", WHOLE, {"capture": "blocks"}
     ),
+    "ours-whole-blocks-late": Way(
+        "ours, blocks marked and captured, backward late",
+        "ours",
+        WHOLE,
+        {"capture": "blocks", "backward": "late"},
+    ),
     "ours-cudagraphs": Way(
         "ours, cudagraphs by region", "ours", Marks("parts", _REPLAYED), {"capture": "model"}
     ),

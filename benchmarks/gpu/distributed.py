@@ -3,10 +3,14 @@
 A bf16 Llama block stack (`_llama.py`) is trained on two ranks with regions (norms, RoPE and SwiGLU) and without, from the
 same weights and on the same inputs; both ranks start with empty caches that they don't share on disk. "difference" is the
 largest of any gradient, relative to the norm of the one without regions. "exposed, ms" is the time of a step in which a
-NCCL kernel runs on the first rank's device and no other kernel does, "idle, ms" that in which no kernel runs at all (the
-device waits for Python), from a kineto trace: the median over steps, regions and none in turn. "prefetching" asks for the
+NCCL kernel communicates on the first rank's device and no other kernel runs, "idle, ms" that in which no kernel runs at all (the
+device waits for Python), "waiting, ms" that in which NCCL kernels only wait for the other rank, from kineto traces of both
+ranks: a collective takes as long as on the rank that came to it last. Medians over steps, one of each model in turn;
+"least" is the step with the least exposed. "prefetching" asks for the
 weights of the next layer one layer earlier, as FSDP2 offers it to models whose Python can't stay ahead of the device.
-"compiles" and "fetched" are of both ranks together.
+"python, ms" is what Python takes until it has asked the device for all of a forward pass.
+"compiles" and "fetched" are of both ranks together. "block by block" is the same stack without marks, each block compiled
+whole by `torch.compile`.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ from benchmarks.gpu._run import Run
 
 RANKS = 2
 WAYS = ("fsdp", "fsdp, prefetching", "tensor parallel")
+MODELS = ("marked", "none", "block by block")
 TOLERANCE = 0.03  # as in training.py: bfloat16's last bit is 2 ** -8
 STEPS = 21
 _SECRET = "benchmark" * 8  # of a job that is gone with this script
@@ -36,6 +42,7 @@ _SECRET = "benchmark" * 8  # of a job that is gone with this script
 
 def main(run: Run) -> Outcome:
     rows: list[Row] = []
+    steps: list[Row] = []
     for way in WAYS:
         found = run.fresh(
             "gpu.distributed:measure",
@@ -45,8 +52,14 @@ def main(run: Run) -> Outcome:
             quick=run.quick,
         )
         if found is not None:
+            models = found.pop("models", {})
             rows.append({"way": way, **found})
-    return Outcome({"two ranks": rows}, _targets(rows), run.remarks())
+            steps += [
+                {"way": way, "compiled": model, **{f"{what}, ms": ms for what, ms in seen.items()}}
+                for model, seen in models.items()
+            ]
+    tables = {"two ranks": rows, "a step of the first rank": steps}
+    return Outcome(tables, _targets(rows, steps), run.remarks())
 
 
 def measure(way: str, layers: int, device: str, quick: bool = False) -> dict[str, Any]:
@@ -99,19 +112,13 @@ def _together(each: list[dict[str, Any]]) -> dict[str, Any]:
         "distinct": max(len({key for key, _ in one["regions"]}) for one in each),
         "compiles": sum(status == "compiled" for _, status in regions),
         "fetched": sum(status == "fetched" for _, status in regions),
-        "step, ms": first["with"]["step"],
-        "step without, ms": first["without"]["step"],
-        "exposed, ms": first["with"]["exposed"],
-        "exposed without, ms": first["without"]["exposed"],
-        "communication, ms": first["with"]["communication"],
-        "communication without, ms": first["without"]["communication"],
-        "idle, ms": first["with"]["idle"],
-        "idle without, ms": first["without"]["idle"],
+        "models": {model: first[model] for model in MODELS},
     }
 
 
-def _targets(rows: list[Row]) -> list[Target]:
+def _targets(rows: list[Row], steps: list[Row]) -> list[Target]:
     targets = []
+    exposed = {(row["way"], row["compiled"]): row["exposed, ms"] for row in steps}
     for row in rows:
         way = row["way"]
         compiles, distinct = row.get("compiles"), row.get("distinct")
@@ -120,14 +127,11 @@ def _targets(rows: list[Row]) -> list[Target]:
             Target(f"{way}, compiles a region", ratio(compiles, distinct), 1.0, "lower", "x"),
             Target(
                 f"{way}, exposed communication, against none marked",
-                ratio(row.get("exposed, ms"), row.get("exposed without, ms")),
+                ratio(exposed.get((way, "marked")), exposed.get((way, "none"))),
                 1.0,
                 "lower",
                 "x",
-                "the trace: all-gathers of forward, in which the device waits for the host in each layer with "
-                "regions and in the first ones without"
-                if way != "tensor parallel"
-                else "",
+                "the trace: what is exposed are the first two all-gathers and the last two reduce-scatters",
             ),
         ]
     return targets
@@ -154,22 +158,24 @@ def rank_main(rank: int, meeting: str, way: str, layers: int, device: str, quick
     shape = Shape(layers, batch=8)
     if quick:
         shape = Shape(2, dim=64, heads=4, ffn=128, batch=2, sequence=32)
-    models, steps = [], []
-    for marks in (Marks(), Marks("parts")):
-        model, x = build(shape, marks, device)
-        models.append(_spread(model, way, device))
+    models = []
+    for name in MODELS:
+        model, x = build(shape, Marks("parts") if name == "marked" else Marks(), device)
+        models.append(_spread(model, way, device, by_block=name == "block by block"))
     if way.startswith("fsdp"):  # data parallel: each rank has inputs of its own
         torch.manual_seed(rank + 1)
         x = torch.randn_like(x)
-    without, marked = models
-    steps.append(lambda: training_step(without, list(without.parameters()), x))
-    steps[0]()
+    marked, without, by_block = models
+    training_step(without, list(without.parameters()), x)
     expected = _gradients(without)
     compiled = ri.compile(marked, on_error="raise")
-    steps.append(lambda: training_step(compiled, list(marked.parameters()), x))
+    steps = [
+        partial(training_step, model, list(model.parameters()), x)
+        for model in (compiled, without, by_block)
+    ]
     _synchronize(device)
     start = time.perf_counter()
-    steps[1]()
+    steps[0]()
     _synchronize(device)
     cold = time.perf_counter() - start
     difference = max(
@@ -183,18 +189,27 @@ def rank_main(rank: int, meeting: str, way: str, layers: int, device: str, quick
         for step in steps:
             step()
     found = [_profiled(steps, device) for _ in range(STEPS)]
+    forwards = [partial(model, x) for model in (compiled, without, by_block)]
+    ahead = [[_python(forward, device) for forward in forwards] for _ in range(STEPS)]
     seen = {
-        name: {what: statistics.median(one[i][what] for one in found) for what in found[0][i]}
-        for i, name in enumerate(("without", "with"))
+        name: {
+            **{what: statistics.median(one[i][what] for one in found) for what in found[0][i]},
+            "least exposed": min(one[i]["exposed"] for one in found),
+            "python": statistics.median(one[i] for one in ahead),
+        }
+        for i, name in enumerate(MODELS)
     }
     torch.distributed.barrier()
     print(json.dumps({"difference": difference, "cold": cold, "regions": regions, **seen}))
     torch.distributed.destroy_process_group()
 
 
-def _spread(model: Any, way: str, device: str) -> Any:
+def _spread(model: Any, way: str, device: str, *, by_block: bool) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
 
+    if by_block:
+        for layer in model.layers:
+            layer.compile()
     mesh = init_device_mesh(device, (RANKS,))
     if way.startswith("fsdp"):
         from torch.distributed.fsdp import fully_shard
@@ -225,6 +240,19 @@ def _gradients(model: Any) -> list[Any]:
         (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).float().cpu()
         for p in model.parameters()
     ]
+
+
+def _python(forward: Any, device: str) -> float:
+    """Milliseconds until Python has asked the device for all of a forward pass."""
+    import torch
+
+    torch.distributed.barrier()
+    _synchronize(device)
+    start = time.perf_counter()
+    forward()
+    milliseconds = (time.perf_counter() - start) * 1e3
+    _synchronize(device)
+    return milliseconds
 
 
 def _synchronize(device: str) -> None:
@@ -261,7 +289,47 @@ def _profiled(steps: list[Any], device: str) -> list[dict[str, float]]:
             for event in recorded.events()
             if not on_device or event.device_type == DeviceType.CUDA
         ]
-        found.append({"step": seconds * 1e3, **communication(_without_the_barrier(kernels))})
+        own = _without_the_barrier(kernels)
+        each: list[Any] = [None] * RANKS
+        torch.distributed.all_gather_object(each, durations(own))
+        without_waits = trimmed(own, each)
+        seen, waits = communication(without_waits), communication(own)
+        found.append(
+            {
+                "step": seconds * 1e3,
+                **seen,
+                "idle": waits["idle"],
+                "waiting": waits["communication"] - seen["communication"],
+            }
+        )
+    return found
+
+
+def durations(kernels: Iterable[tuple[str, float, float]]) -> dict[str, list[float]]:
+    """What each kernel of NCCL took, by name, in their order."""
+    found: dict[str, list[float]] = {}
+    for name, start, end in sorted(kernels, key=lambda kernel: kernel[1]):
+        if "nccl" in name.lower():
+            found.setdefault(name, []).append(end - start)
+    return found
+
+
+def trimmed(
+    kernels: Iterable[tuple[str, float, float]], each: Sequence[dict[str, list[float]]]
+) -> list[tuple[str, float, float]]:
+    """The kernels; those of NCCL begin when the last rank has come to them.
+
+    Args:
+        kernels: Of one rank.
+        each: What `durations` gave on every rank; the nth of a name is the same collective everywhere.
+    """
+    seen: dict[str, int] = {}
+    found = []
+    for name, start, end in sorted(kernels, key=lambda kernel: kernel[1]):
+        if "nccl" in name.lower():
+            number = seen[name] = seen.get(name, -1) + 1
+            start = max(start, end - min(one[name][number] for one in each))
+        found.append((name, start, end))
     return found
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ import torch.fx
 from . import graph_store, pipeline
 from ._torch import aot_results, dynamo, inductor, ops, workers
 from ._torch.fx import copy_graph, copy_graph_module
+from .early_backward import EarlyBackward
 from .errors import OptionError, did_you_mean
 from .findings import findings_of
 from .garbage import paused_collection
@@ -38,7 +39,7 @@ from .regions import (
     Settings,
 )
 from .replay_trial import Trials
-from .report import Report, publish
+from .report import GraphReport, Report, publish
 from .report_from_stages import (
     code_of,
     graph_reports,
@@ -63,6 +64,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "numerics": ("default", "eager"),
     "collectives": ("exclude", "include"),
     "recompute": ("regions", "off"),
+    "backward": ("auto", "early", "late"),
     "cudagraphs": ("off", "graph"),
     "region_backend": ("inductor", "eager"),
     "lowering": ("auto", "direct", "standalone"),
@@ -81,7 +83,7 @@ def read_settings(
     if "REGIONAL_INDUCTOR_LOWERING" in os.environ:
         ours["lowering"] = os.environ["REGIONAL_INDUCTOR_LOWERING"]
     inductors: dict[str, Any] = dict(mode_options(mode)) if mode else {}
-    known = {field.name for field in fields(Settings)} - {"default_options", "for_file", "trials"}
+    known = set(_CHOICES)
     for key, value in (options or {}).items():
         if key in _CHOICES:
             if value not in _CHOICES[key]:
@@ -149,6 +151,27 @@ def regional_inductor(
     result: torch.fx.GraphModule = run_pass(gm, example_inputs, settings, report)
     publish(report)
     return result
+
+
+def _is_compiled_early(settings: Settings, training: bool) -> bool:
+    """Whether backward regions are compiled with those of the forward graph.
+
+    What is bisected isn't: its backward graph is cut otherwise. What is made for a file or recorded as a
+    whole has its backward graph at once, or compiles it when it is recorded.
+    """
+    wanted = settings.backward == "early" or (settings.backward == "auto" and training)
+    bisected = (settings.selection or of_environment()) is not None
+    return wanted and not bisected and not settings.for_file and settings.cudagraphs == "off"
+
+
+def _with_early(graphs: Sequence[GraphReport], early: EarlyBackward | None) -> list[GraphReport]:
+    """The reports of one pass; that of the outermost forward graph says what waits for the backward graph."""
+    return [
+        replace(graph, compiled_early=early.number)
+        if early is not None and graph.direction == "forward" and not graph.path
+        else graph
+        for graph in graphs
+    ]
 
 
 def run_pass(
@@ -321,8 +344,8 @@ def dynamo_backend(
         gm: The graph that Dynamo captured.
         example_inputs: Its fake inputs.
         mode: One of Inductor's modes, whose options become defaults for all regions.
-        options: Options of ours (`on_error`, `merge`, `numerics`, `collectives`) and Inductor's own,
-            which are defaults for all regions.
+        options: Options of ours (`on_error`, `merge`, `numerics`, `collectives`, `backward`) and
+            Inductor's own, which are defaults for all regions.
 
     Returns:
         A callable for the graph.
@@ -348,10 +371,13 @@ def compile_captured(
     settings: Settings,
     report: Report,
     stages: Stages = pipeline.STAGES,
+    *,
+    training: bool = False,
 ) -> Callable[..., Any]:
     """Take a graph that Dynamo captured through AOTAutograd and the pass.
 
-    `stages` are the pass's own; `verify` and `bisect` put theirs between.
+    `stages` are the pass's own; `verify` and `bisect` put theirs between. `training` says that the
+    backward graph will be asked for, as far as anybody knows.
     """
     take_over_surrounding_mark(gm)
     if settings.mark_graph is not None:
@@ -370,6 +396,10 @@ def compile_captured(
     settings = replace(settings, trials=Trials(report.findings))
     recorder = Recorder(settings, report, len(example_inputs))
     chooser = RecomputationChooser(settings)
+    partition = chooser.partition
+    if stages is pipeline.STAGES and _is_compiled_early(settings, training):
+        settings = replace(settings, early=EarlyBackward(settings))
+        partition = settings.early.noting(partition)
 
     def compile_as(direction: Direction) -> Callable[..., Any]:
         def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
@@ -388,13 +418,18 @@ def compile_captured(
                         stages=stages,
                     )
 
-            with dynamo.compiling_alone():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(dynamo.compiling_alone())
+                if settings.early is not None:
+                    stack.callback(settings.early.close)
                 before = len(report.graphs)
                 if settings.cudagraphs == "off":
                     compiled = compile_with(settings)
                 else:
                     compiled = recorder.compile(graph, direction, compile_with)
-                report.graphs[before:] = chooser.added_to(report.graphs[before:])
+                report.graphs[before:] = _with_early(
+                    chooser.added_to(report.graphs[before:]), settings.early
+                )
                 if place is not None and direction == "inference":
                     return place.offered(compiled)
                 return compiled
@@ -406,7 +441,7 @@ def compile_captured(
         forward if place is None else aot_results.offering(forward),
         compile_as("backward"),
         compile_as("inference"),
-        chooser.partition,
+        partition,
     )
     if place is not None:
         with dynamo.compiling_alone(), aot_results.results_offered(gm):

@@ -43,6 +43,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
     numerics: Literal["default", "eager"] = "default",
     collectives: Literal["exclude", "include"] = "exclude",
     recompute: Literal["regions", "off"] = "regions",
+    backward: Literal["auto", "early", "late"] = "auto",
     capture: Literal["auto", "blocks", "model"] = "auto",
     cudagraphs: Literal["off", "graph"] = "off",
     region_backend: Literal["inductor", "eager"] = "inductor",
@@ -65,6 +66,9 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         recompute: "regions" lets backward regions compute again the pointwise values of their own
             forward regions that the forward pass would keep in memory for them; what runs eagerly
             never runs twice. "off" keeps everything, as eager mode does.
+        backward: When backward regions are compiled: "early", with the forward graph's, which takes less
+            time than one after the other; "late", when the backward graph first runs; "auto", early
+            while a model is in training mode (`model.training`), else late.
         capture: "model" captures the whole. "blocks" captures each kind of repeated block once, however
             many there are, so that a cold start doesn't grow with depth: blocks, the modules outside
             them and marked functions are compiled in place, each by itself, and the code of the
@@ -120,6 +124,7 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
             "numerics": numerics,
             "collectives": collectives,
             "recompute": recompute,
+            "backward": backward,
             "cudagraphs": cudagraphs,
             "region_backend": region_backend,
         },
@@ -142,17 +147,20 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         "numerics": numerics,
         "collectives": collectives,
         "recompute": recompute,
+        "backward": backward,
         "capture": capture,
         "cudagraphs": cudagraphs,
         "region_backend": region_backend,
         "rules": rules,
     }
+    held = _held(model_or_fn)
     compilation = Compilation(
-        _held(model_or_fn), settings, arguments, Called(dynamic) if layout is not None else None
+        held, settings, arguments, Called(dynamic) if layout is not None else None
     )
 
     def regional_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
-        compiled = compile_captured(gm, example_inputs, settings, report)
+        training = bool(getattr(held(), "training", False))
+        compiled = compile_captured(gm, example_inputs, settings, report, training=training)
         compilation.remember(calls.captured_call())
         return compiled
 

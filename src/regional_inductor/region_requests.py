@@ -40,6 +40,7 @@ class RegionRequest:
         local: Why no key would mean anything to another process, or ``""``.
         parts_for_all: What such a key is made of.
         sizes: The region's symbolic sizes.
+        early: Whether it is of a backward graph that nobody has asked for yet.
     """
 
     node: Node
@@ -56,6 +57,7 @@ class RegionRequest:
     local: str = ""
     parts_for_all: Mapping[str, str] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=dict)
+    early: bool = False
 
 
 def requests_of(outlined: Outlined, settings: Settings) -> Iterator[RegionRequest]:

@@ -36,6 +36,8 @@ class Settings:
     """Whether no backward graph belongs to this one, as far as AOTAutograd knows."""
     recompute: Literal["regions", "off"] = "regions"
     """Whether backward regions compute again what forward ones need not keep for them then."""
+    backward: Literal["auto", "early", "late"] = "auto"
+    """When backward regions are compiled: with the forward graph's, or when the backward graph first runs."""
     tries_operators: bool = True
     """Whether operators under ``numerics="eager"`` may be compiled on trial; not in a dry run."""
     cudagraphs: Literal["off", "graph"] = "off"
@@ -47,6 +49,8 @@ class Settings:
     """Marks a captured graph before anything reads marks, and says what it could not find."""
     trials: Any = field(default=None, repr=False, compare=False)
     """The `Trials` that say whether CUDA graphs of single regions pay; None where nobody is told."""
+    early: Any = field(default=None, repr=False, compare=False)
+    """The `EarlyBackward` of a capture whose backward regions are compiled with its forward ones, or None."""
     selection: Any = None
     """A `Selection` of what stays compiled, while something is bisected; None else."""
     for_file: bool = False

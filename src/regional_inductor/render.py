@@ -70,6 +70,8 @@ def _graph_lines(number: int, graphs: Sequence[GraphReport]) -> Iterator[str]:
         )
         if kept := kept_for_backward(graph):
             yield f"  {kept}"
+        if early := compiled_early(graph):
+            yield f"  {early}"
 
 
 def kept_for_backward(graph: GraphReport) -> str:
@@ -81,6 +83,13 @@ def kept_for_backward(graph: GraphReport) -> str:
         f"{amount(graph.saved_bytes_otherwise or 0)}B: regions compute "
         f"{count(graph.recomputed, 'node')} again there"
     )
+
+
+def compiled_early(graph: GraphReport) -> str:
+    """How much of the backward graph is there already, or ``""``."""
+    if not graph.compiled_early:
+        return ""
+    return f"compiled with it: {count(graph.compiled_early, 'region')} of its backward graph"
 
 
 def count(number: int, what: str) -> str:

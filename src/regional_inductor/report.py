@@ -173,6 +173,8 @@ class GraphReport:
         saved_bytes: Of a forward graph, the bytes that it keeps for the backward graph, its inputs not
             counted; None for other graphs, and where a size is known only at run time.
         saved_bytes_otherwise: The same if nothing ran again.
+        compiled_early: Of a forward graph, how many regions of its backward graph were compiled with it; each
+            shows in the backward graph, once that has run.
         environment: Those settings that were other than `Report.environment` has them when this
             graph was compiled, ``"not set"`` for what wasn't there.
     """
@@ -189,6 +191,7 @@ class GraphReport:
     recomputed: int = 0
     saved_bytes: int | None = None
     saved_bytes_otherwise: int | None = None
+    compiled_early: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property

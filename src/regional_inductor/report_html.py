@@ -9,8 +9,8 @@ from typing import Any
 
 from ._torch.generated import STEPS
 from .page_data import lanes, page_data, span, title
-from .render import amount, count, headline, kept_for_backward, status
-from .report import Report
+from .render import amount, compiled_early, count, headline, kept_for_backward, status
+from .report import GraphReport, Report
 
 SCRIPTS = ("cytoscape.min.js", "cytoscape-dagre.min.js", "highlight.min.js", "sortable.min.js")
 """In the order in which they need each other; tools/vendor_page.py gets them."""
@@ -38,7 +38,7 @@ def to_html(report: Report) -> str:
     return environment.from_string(_file("report.html.j2")).render(
         report=report,
         headline=headline(report),
-        kept=kept_for_backward,
+        notes=_notes,
         graphs=[(graph, [next(places) for _ in graph.regions]) for graph in report.graphs],
         lanes=of_time,
         steps=["stage", *(step for step in STEPS if step in drawn)],
@@ -48,6 +48,10 @@ def to_html(report: Report) -> str:
         scripts=[_file(f"vendor/{name}") for name in SCRIPTS],
         own_script=_file("page.js"),
     )
+
+
+def _notes(graph: GraphReport) -> list[str]:
+    return [note for note in (kept_for_backward(graph), compiled_early(graph)) if note]
 
 
 def breakable(name: str) -> Any:

@@ -83,6 +83,17 @@ def test_each_distinct_region_goes_through_inductor_and_the_compiler_once(empty_
 
 
 @pytest.mark.inductor
+@pytest.mark.parametrize(("backward", "runs_of_both"), [("early", 1), ("late", 2)])
+def test_early_backward_regions_share_the_forward_graph_s_compiler_run(
+    empty_cache, backward, runs_of_both
+):
+    with compiler_runs() as runs:
+        report = compile_llama(2, train=True, backward=backward)
+    assert report.compiles == TRAINING_DISTINCT
+    assert len(runs) == runs_of_both
+
+
+@pytest.mark.inductor
 def test_the_drop_in_pass_takes_no_second_aotautograd_for_plain_regions_either(empty_cache):
     from torch._dynamo.backends.common import aot_autograd
 

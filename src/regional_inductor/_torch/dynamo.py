@@ -45,6 +45,15 @@ def aot_backend(
 
 
 @contextlib.contextmanager
+def as_in_backward() -> Iterator[None]:
+    """Torch's switches as they are where autograd has a backward graph compiled."""
+    import torch
+
+    with torch.no_grad(), torch._C._DisableAutocast():
+        yield
+
+
+@contextlib.contextmanager
 def own_traces_only() -> Iterator[None]:
     """Let what `torch.compile` makes inside refuse to be traced by FX in its own thread only.
 

@@ -72,6 +72,10 @@ def _regions_by_key(
             first.setdefault(request.key, request)
     found: dict[str, CompiledRegion] = {}
     for key, request in first.items():
+        made = None if settings.early is None else settings.early.taken(key)
+        if made is not None:
+            found[key] = made
+            continue
         known = None if request.unshared else memory.get(key)
         if known is not None:
             found[key] = CompiledRegion(
@@ -79,10 +83,28 @@ def _regions_by_key(
             )
     missing = [request for key, request in first.items() if key not in found]
     if missing:
+        early = _early_requests(settings, first)
+        missing += early
         found |= loaded_or_compiled(missing, settings, partial(_compile_batch, settings=settings))
+        if early:
+            settings.early.keep(found.pop(request.key) for request in early)
     return {
         key: replace(region, key_parts=first[key].key_parts or {}) for key, region in found.items()
     }
+
+
+def _early_requests(settings: Settings, first: Mapping[str, RegionRequest]) -> list[RegionRequest]:
+    """What the backward graph will ask for that nobody has yet.
+
+    Asked only when something is to be compiled anyway: else there is nothing to share.
+    """
+    if settings.early is None:
+        return []
+    return [
+        request
+        for request in settings.early.requests()
+        if request.key not in first and memory.get(request.key) is None
+    ]
 
 
 def _served(
@@ -159,6 +181,7 @@ class _Lowered:
 def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch | None) -> _Lowered:
     """Compile a region, but for the kernels that its batch compiles; all of it where there is none."""
     call = request.call
+    state = dynamo.as_in_backward if request.early else contextlib.nullcontext
     unrecorded = cudagraphs.no_recording_within if request.recorded else contextlib.nullcontext
     lowered = _Lowered(request, time.perf_counter())
     if batch is None or not may_share_a_compiler_run(call, settings):
@@ -172,6 +195,7 @@ def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch | None
         stack.enter_context(trace.region(f"{call.submodule}_{call.direction}", request.module))
         try:
             with (
+                state(),
                 unrecorded(),
                 time_limit(call.mark.compile_timeout),
                 generated.timed_steps() as steps,
@@ -217,8 +241,12 @@ def _finish(lowered: _Lowered, settings: Settings, share: float) -> CompiledRegi
         and lowered.failure is None
         and is_exact(request.call, settings)
     ):
+        state = dynamo.as_in_backward if request.early else contextlib.nullcontext
         try:
-            check_equal_to_eager(request.module, lowered.compiled, boxed=is_boxed(lowered.compiled))
+            with state():
+                check_equal_to_eager(
+                    request.module, lowered.compiled, boxed=is_boxed(lowered.compiled)
+                )
         except NotEqualToEagerError as unequal:
             return _left_eager(str(unequal), request, lowered)
         except Exception as error:  # noqa: BLE001 - a region that fails on trial is one that fails
@@ -246,7 +274,8 @@ def _left_eager(reason: str, request: RegionRequest, lowered: _Lowered) -> Compi
     finding = Finding(
         "fallback", f"{reason}; it stays eager", request.call.source, _UNEQUAL, request.call.name
     )
-    warnings.warn(RegionWarning(finding.text), stacklevel=2)
+    if not request.early:
+        warnings.warn(RegionWarning(finding.text), stacklevel=2)
     return CompiledRegion(
         request.key,
         None,
@@ -277,6 +306,11 @@ def _failed(
     first_line = next(iter(str(error).strip().splitlines()), "")
     what = f"Inductor could not compile the region: {type(error).__name__}: {first_line}"
     call = request.call
+    eager = CompiledRegion(
+        request.key, None, "eager", what, seconds, options=request.options, started=started
+    )
+    if request.early:  # its graph tries again, and says it then
+        return eager
     if settings.on_error == "raise":
         raise RegionCompileError(
             what,
@@ -295,6 +329,4 @@ def _failed(
         else 'on_error="raise" shows the whole error',
     )
     warnings.warn(RegionWarning(str(failure)), stacklevel=2)
-    return CompiledRegion(
-        request.key, None, "eager", what, seconds, options=request.options, started=started
-    )
+    return eager
