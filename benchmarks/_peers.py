@@ -178,10 +178,10 @@ def prepare_compilers() -> None:
         importlib.import_module(module)
     pick_vec_isa()
     # The folder as it is now is for processes that warm up by themselves.
-    probed = os.environ["TORCHINDUCTOR_CACHE_DIR"]
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = (
-        f"{probed}-warm-up"  # g++ is given it in a line that a space would split
-    )
+    # (No space in the name of the other: g++ is given it in a line that is split.)
+    warm = f"{os.environ['TORCHINDUCTOR_CACHE_DIR']}-warm-up"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = warm
+    os.environ["REGIONAL_INDUCTOR_CACHE_DIR"] = os.path.join(warm, "regions")
     with torch._inductor.config.patch(compile_threads=1):  # forked processes would lack the threads
         leaves_files = os.fork()
         if leaves_files == 0:

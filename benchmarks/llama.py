@@ -8,8 +8,8 @@ cold one left; "in process" is the pass over a copy of the same graph, once more
 compared with eager in every run. Ours, whose runs are short, is the median of two or three cold processes.
 Processes are forked from one that has imported torch's compilers, compiled unrelated regions with both passes and
 traced the model, at the point where AOTAutograd calls the pass: each goes on from there with the same graph, after a
-full collection of garbage. Those whose memory counts, the first cold one of each pass at L=32, start from nothing
-and do all of it themselves.
+full collection of garbage. Memory is that of other processes, which start from nothing and do all of it themselves, two
+at a time, since nothing of theirs is timed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def main(quick: bool) -> Outcome:
     }
     memory: list[Row] = []
     if MEMORY_CASE in cases:
-        memory = _memory(MEMORY_CASE, *CASES[MEMORY_CASE], results[MEMORY_CASE])
+        memory = _memory(MEMORY_CASE, *CASES[MEMORY_CASE])
         tables[f"compile memory, {MEMORY_CASE}, cold"] = memory
     return Outcome(
         tables,
@@ -107,13 +108,7 @@ def _measure(
                 if number >= cold[way]:
                     continue
                 found[way].append({})
-                if name == MEMORY_CASE and number == 0:
-                    # What is forked shares its memory with its parent, and nobody counts that right.
-                    say(f"llama: {name}, {way}, cold, alone")
-                    cache = Path(folder, f"{way}-{number}")
-                    found[way][0]["cold"] = _alone(cache, way=way, **about_model)
-                else:
-                    forked.append((way, number, "cold"))
+                forked.append((way, number, "cold"))
                 if number == 0:
                     forked.append((way, number, "warm"))
         say(f"llama: {name}, {', '.join(f'{way} {start}' for way, _, start in forked)}")
@@ -137,10 +132,6 @@ def _measure(
 
 def _again(way: str, layers: int) -> int:
     return AGAIN_SLOW if way == "pytorch" and layers >= DEEP else AGAIN
-
-
-def _alone(cache: Path, **arguments: Any) -> Any:
-    return in_fresh_process("llama:measure", cache=cache, probed=True, **arguments)
 
 
 def measure(way: str, layers: int, distinct: bool, train: bool) -> dict[str, Any]:
@@ -331,15 +322,24 @@ def _row(name: str, results: dict[str, list[dict[str, Any]]]) -> Row:
     return row
 
 
-def _memory(
-    name: str, layers: int, distinct: bool, train: bool, results: dict[str, list[dict[str, Any]]]
-) -> list[Row]:
-    say(f"llama: {name}, aot_eager")
-    with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
-        base = _alone(Path(folder), way="aot_eager", layers=layers, distinct=distinct, train=train)
-    found = {way: results[way][0]["cold"] for way in WAYS}
+def _memory(name: str, layers: int, distinct: bool, train: bool) -> list[Row]:
+    about_model = {"layers": layers, "distinct": distinct, "train": train}
+    say(f"llama: {name}, memory")
+
+    def of_process(way: str) -> dict[str, Any]:
+        # What is forked shares its memory with its parent, and nobody counts that right.
+        with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
+            return in_fresh_process(
+                "llama:measure", cache=Path(folder, "cache"), probed=True, way=way, **about_model
+            )
+
+    with ThreadPoolExecutor(2) as pool:
+        longest_first = ("pytorch", "ours", "aot_eager")
+        found = dict(zip(longest_first, pool.map(of_process, longest_first), strict=True))
+    base = found["aot_eager"]
     rows: list[Row] = []
-    for way, run in {"aot_eager": base, **found}.items():
+    for way in ("aot_eager", *WAYS):
+        run = found[way]
         over = {
             key: run[key] - base[key] if key in run and key in base else None
             for key in ("mb", "peak mb")

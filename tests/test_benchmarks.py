@@ -412,18 +412,22 @@ def run_of_llama(seconds, **parts):
 
 
 def test_llama_takes_ours_two_or_three_times_and_the_slow_pass_once(monkeypatch):
-    asked, traced = [], []
+    asked, traced, remembered = [], [], []
 
-    def alone(cache, *, way, layers, again=0, **_):
+    def process(*, way, layers, again=0, **_):
         asked.append((way, layers, "warm" if again else "cold"))
         return run_of_llama(float(len(asked)), stage=0.5 * len(asked))
 
     def forked(function, *, runs, layers, train, **_):
         traced.append((layers, train))
-        return [alone(layers=layers, **run) for run in runs]
+        return [process(layers=layers, **run) for run in runs]
 
-    monkeypatch.setattr(llama, "_alone", alone)
+    def fresh(function, *, way, **_):
+        remembered.append(way)
+        return run_of_llama(0.0)
+
     monkeypatch.setattr(llama, "in_forked_process", forked)
+    monkeypatch.setattr(llama, "in_fresh_process", fresh)
     monkeypatch.setattr(llama, "_parts", {})
     outcome = llama.main(quick=False)
     cold = [(way, layers) for way, layers, kind in asked if kind == "cold"]
@@ -432,6 +436,7 @@ def test_llama_takes_ours_two_or_three_times_and_the_slow_pass_once(monkeypatch)
     assert cold.count(("ours", 16)) == 4  # and in training
     assert cold.count(("pytorch", 32)) == cold.count(("pytorch", 4)) == 1
     assert traced == [(1, False), (4, False), (16, False), (32, False), (8, False), (16, True)]
+    assert sorted(remembered) == ["aot_eager", "ours", "pytorch"]
     each = outcome.tables["ours, cold: seconds inside the pass, each process"]
     table = outcome.tables["seconds inside the pass"]
     medians = [row["2"] if "3" in row else (row["1"] + row["2"]) / 2 for row in each]
