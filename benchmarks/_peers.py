@@ -10,6 +10,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,11 +75,41 @@ def dependency_view(gm: torch.fx.GraphModule) -> Any:
     return _DependencyViewer(gm)
 
 
-def backend_of(graph_pass: Callable[..., Any]) -> Callable[..., Any]:
+def backend_of(
+    graph_pass: Callable[..., Any], partition: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """A graph pass as both compilers of AOTAutograd, as PyTorch's tests put their pass together."""
     from torch._dynamo.backends.common import aot_autograd
 
-    return aot_autograd(fw_compiler=graph_pass, bw_compiler=graph_pass)
+    more = {} if partition is None else {"partition_fn": partition}
+    return aot_autograd(fw_compiler=graph_pass, bw_compiler=graph_pass, **more)
+
+
+class EarlyPass:
+    """Our drop-in pass, told of the backward graph, as `ri.compile` runs it while a model is in training mode.
+
+    `partition` is for AOTAutograd: the same as it takes by itself.
+    """
+
+    def __init__(self) -> None:
+        from torch._functorch.partitioners import default_partition
+
+        from regional_inductor.backend import read_settings
+        from regional_inductor.early_backward import EarlyBackward
+
+        settings = read_settings({}, merge="all", on_error="raise")
+        early = EarlyBackward(settings)
+        self.settings = replace(settings, early=early)
+        self.partition = early.noting(default_partition)
+
+    def __call__(self, gm: torch.fx.GraphModule, *inputs: Any) -> Any:
+        from regional_inductor.backend import run_pass
+        from regional_inductor.report import Report, publish
+
+        report = Report()
+        result = run_pass(gm, inputs, self.settings, report)
+        publish(report)
+        return result
 
 
 class TimedPass:
@@ -88,9 +119,11 @@ class TimedPass:
     costs where the process has compiled the same before. `parts` has seconds by part of the first runs.
     """
 
-    def __init__(self, way: str, again: int = 0) -> None:
+    def __init__(
+        self, way: str, again: int = 0, graph_pass: Callable[..., Any] | None = None
+    ) -> None:
         self.way = way
-        self.graph_pass = pass_of(way)
+        self.graph_pass = graph_pass or pass_of(way)
         self.again = again
         self.first: list[float] = []
         self.cpu: list[float] = []

@@ -2,8 +2,9 @@
 
 Seconds inside the graph pass, Dynamo and AOTAutograd not included, for the model of `_models.py` (float32,
 hidden width 128, sequence 64, batch 2; per block a norm, the rotary embedding and SwiGLU are marked, the
-same marks without ids for both passes). Both are used the same way, as both compilers of AOTAutograd. A
-cold run has a process and an empty Inductor cache of its own; a warm run is a new process on the cache that the
+same marks without ids for both passes). Both are used the same way, as both compilers of AOTAutograd. In training ours
+compiles backward regions with the forward graph's, as `ri.compile` does, for which it is told of the backward graph; how long
+the drop-in takes, which knows of none, stands apart. A cold run has a process and an empty Inductor cache of its own; a warm run is a new process on the cache that the
 cold one left; "in process" is the pass over a copy of the same graph, once more in the warm process. The result is
 compared with eager in every run. Ours, whose runs are short, is the median of two or three cold processes.
 Processes are forked from one that has imported torch's compilers, compiled unrelated regions with both passes and
@@ -47,6 +48,7 @@ CASES: dict[str, tuple[int, bool, bool]] = {
 QUICK_CASES = {"L=4": CASES["L=4"]}
 MEMORY_CASE = "L=32"
 WAYS = ("ours", "pytorch")
+LATE = "late"
 # PyTorch's pass takes up to half a minute, where differences are tens of times; ours takes two seconds,
 # of which the processes of one case differ by tenths, and the depths that are compared with one another
 # differ by as little.
@@ -74,6 +76,16 @@ def main(quick: bool) -> Outcome:
         "seconds inside the pass": rows,
         "ours, cold: seconds inside the pass, each process": _each(results),
     }
+    late = [
+        {"case": name, "with the forward graph's": row["cold, ours"], "after them": run.get("pass")}
+        for row, (name, found) in zip(rows, results.items(), strict=True)
+        for runs in found.get(LATE, ())
+        for run in [runs["cold"]]
+    ]
+    if late:
+        tables["ours, cold: backward regions compiled with the forward graph's, or after them"] = (
+            late
+        )
     memory: list[Row] = []
     if MEMORY_CASE in cases:
         memory = _memory(MEMORY_CASE, *CASES[MEMORY_CASE])
@@ -111,6 +123,9 @@ def _measure(
                 forked.append((way, number, "cold"))
                 if number == 0:
                     forked.append((way, number, "warm"))
+        if train:
+            found[LATE] = [{}]
+            forked.append((LATE, 0, "cold"))
         say(f"llama: {name}, {', '.join(f'{way} {start}' for way, _, start in forked)}")
         runs = [
             {"way": way, "cache": str(Path(folder, f"{way}-{number}")), "again": again}
@@ -174,13 +189,16 @@ def measure_traced(
 
     found: list[dict[str, Any]] = []
     timed: list[_peers.TimedPass] = []
+    early = _peers.EarlyPass() if train else None
 
     def pass_or_fork(gm: Any, inputs: Any) -> Any:
         if not timed:  # else this is a backward graph, in a forked process
             for run in runs:
                 done = fork_from_here(run["cache"])
                 if done is None:
-                    timed.append(_peers.TimedPass(run["way"], run["again"]))
+                    own = early if run["way"] == "ours" else None
+                    way = "ours" if run["way"] == LATE else run["way"]
+                    timed.append(_peers.TimedPass(way, run["again"], own))
                     _peers.keep_link_stubs()
                     gc.collect()  # which also copies the pages that the processes share
                     break
@@ -192,7 +210,8 @@ def measure_traced(
     shape = _models.Shape(layers, distinct)
     model, x = _models.Llama(shape), _models.inputs(shape, train)
     try:
-        actual = _first_result(model, x, train, _peers.backend_of(pass_or_fork))
+        backend = _peers.backend_of(pass_or_fork, None if early is None else early.partition)
+        actual = _first_result(model, x, train, backend)
     except _TracedError:
         return found
     _assert_as_eager(actual, model, x, train)
@@ -229,8 +248,8 @@ def _seconds(timed: Any) -> dict[str, Any]:
 
 
 _WHY_COLD = (
-    "ours hardly grows with depth: about three fifths of it are one run of the C++ compiler for all regions (training: "
-    "two, one for the backward graph), the rest mostly what Inductor does in Python for three regions (the parts below). "
+    "ours hardly grows with depth: about three fifths of it are one run of the C++ compiler for all regions (in training "
+    "of both graphs), the rest mostly what Inductor does in Python for three regions (the parts below). "
     "57 % of the compiler's run are there without any kernel: it makes 1,800 functions, mostly of templates, that the "
     "precompiled header mentions, in every unit anew, and links; 43 % are the kernels. PyTorch's pass pays for n layers, and "
     "that in Python, so the ratio hangs on how fast the machine runs either; decision 26 has what was tried"

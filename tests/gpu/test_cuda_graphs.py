@@ -291,7 +291,11 @@ def slower(report):
     return [f for f in report.findings if "makes the region slower" in f.message]
 
 
-def test_the_report_says_that_a_graph_for_each_small_region_makes_it_slower(ri):
+def test_the_report_says_that_a_graph_for_each_small_region_makes_it_slower(ri, monkeypatch):
+    from regional_inductor import replay_trial
+
+    # By how much it is slower hangs on what else runs; `benchmarks.gpu launch` measures it.
+    monkeypatch.setattr(replay_trial, "WORTH_SAYING", 0.0)
     model = Small(ri, {"triton.cudagraphs": True}).cuda()
     eager = Small(ri, None).cuda()
     compiled = ri.compile(model, capture="model")
