@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import torch
 import torch.fx
-from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
+from torch.fx._lazy_graph_module import (
+    _get_graph_module_cls,
+    _use_lazy_graph_module,
+)
 from torch.fx.graph import CodeGen, _BoxedCodeGen
 from torch.fx.node import map_arg
 
-from . import eager_calls
+from . import eager_calls, graph_text
 from .versions import is_one_of
 
 
@@ -142,7 +147,31 @@ def lazy_graph_module(
     for each was most of the time that outlining took.
     """
     with _use_lazy_graph_module(True):
-        return _make_graph_module(attributes, graph, class_name)
+        kind = _get_graph_module_cls()
+        is_lazy = kind is not torch.fx.GraphModule
+        if not (_IS_CHECKED and is_lazy) or attributes or graph._tracer_cls or graph._tracer_extras:
+            return kind(attributes, graph, class_name)
+    module = kind.__new__(kind)
+    state = module.__dict__
+    for name, value in _new_state(kind):  # type: ignore[arg-type]
+        state[name] = value.copy() if isinstance(value, _CONTAINERS) else value
+    state["_graph"] = graph
+    graph.owning_module = module
+    type(module).__name__ = class_name
+    module.recompile()  # which puts it off
+    return module
+
+
+_CONTAINERS = (dict, list, set)
+
+
+@cache
+def _new_state(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """What a module of one empty graph consists of.
+
+    The constructor assigns it piece by piece through `Module.__setattr__`, which was a fifth of outlining.
+    """
+    return tuple(vars(kind({}, torch.fx.Graph())).items())
 
 
 def set_boxed(graph: torch.fx.Graph, *, direct: bool = False) -> None:
@@ -153,6 +182,26 @@ def set_boxed(graph: torch.fx.Graph, *, direct: bool = False) -> None:
         direct: Whether eager operators may be called by other names than the graph has for them.
     """
     graph.set_codegen(DirectCodeGen() if direct else BoxedOrPositionalCodeGen())
+
+
+def set_graph(module: torch.fx.GraphModule, graph: torch.fx.Graph) -> None:
+    """Give a module another graph and generate its code."""
+    with _written_quickly(graph):
+        module.graph = graph
+
+
+def recompile(module: torch.fx.GraphModule) -> None:
+    """Generate a module's code from its graph."""
+    with _written_quickly(module.graph):
+        module.recompile()
+
+
+def _written_quickly(graph: torch.fx.Graph) -> AbstractContextManager[None]:
+    return graph_text.written_quickly(
+        graph,
+        (CodeGen, BoxedOrPositionalCodeGen, DirectCodeGen),
+        (None, drop_references_before_region_calls, _with_direct_calls),
+    )
 
 
 def is_boxed(compiled: Callable[..., Any]) -> bool:
@@ -171,42 +220,99 @@ def empty_like(graph: torch.fx.Graph) -> torch.fx.Graph:
     return new
 
 
-def copy_node(
-    graph: torch.fx.Graph, node: torch.fx.Node, argument: Callable[[torch.fx.Node], Any]
-) -> torch.fx.Node:
-    """Copy a node to the end of a graph, as `Graph.node_copy` does.
+class Appender:
+    """Adds nodes to the end of a graph that nothing else knows of yet.
 
-    That one looks through all arguments for raw symbolic sizes, which took a quarter of outlining;
-    those of a node that exists have been looked through.
-
-    Args:
-        graph: Where to; one that was made here, without a module that listens for new nodes.
-        node: From another graph.
-        argument: The counterpart of a node that is an argument.
+    `Graph.create_node` looks through all arguments for raw symbolic sizes, takes names apart with regular
+    expressions, and each assignment to a node's meta looks the node up in tables that hash its operator in
+    Python. Together that was more than half of outlining.
     """
-    if not is_one_of(_NODES_CHECKED):
-        return graph.node_copy(node, argument)
-    arguments: Any = map_arg(node.args, argument)
-    keywords: Any = map_arg(node.kwargs, argument)
-    name = graph._graph_namespace.create_name(node.name, None)
-    copied = torch.fx.Node(graph, name, node.op, node.target, arguments, keywords, node.type)
-    graph._graph_namespace.associate_name_with_obj(name, copied)
-    graph._insert(copied)
-    graph._find_nodes_lookup_table.insert(copied)
-    graph._len += 1
-    copied.meta = copy.copy(node.meta)
-    return copied
+
+    def __init__(self, graph: torch.fx.Graph) -> None:
+        self.graph = graph
+        self._of_target: dict[tuple[str, int], dict[torch.fx.Node, None]] = {}
+        if _IS_CHECKED:
+            self._names = graph._graph_namespace._obj_to_name
+            self._append = graph._root._prepend
+
+    def add(
+        self,
+        op: str,
+        target: Any,
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        name: str,
+        returns: Any = None,
+    ) -> torch.fx.Node:
+        """A new node; its arguments must be nodes or what holds no raw symbolic size."""
+        graph = self.graph
+        if not _IS_CHECKED:
+            return graph.create_node(op, target, arguments, dict(keywords), name, returns)
+        name = _free_name(graph._graph_namespace, name)
+        node = torch.fx.Node(graph, name, op, target, arguments, keywords, returns)  # type: ignore[arg-type]
+        self._names[node] = name
+        self._append(node)
+        place = (op, id(target) if op == "call_function" else 0)
+        of_target = self._of_target.get(place)
+        if of_target is None:
+            key = graph._find_nodes_lookup_table._key(node)
+            of_target = self._of_target[place] = graph._find_nodes_lookup_table.table[key]
+        of_target[node] = None
+        graph._len += 1
+        return node
+
+    def copy(
+        self, node: torch.fx.Node, counterparts: Mapping[torch.fx.Node, torch.fx.Node]
+    ) -> torch.fx.Node:
+        """Copy a node of another graph, as `Graph.node_copy` does.
+
+        Args:
+            node: The node. Its own arguments have been looked through when it was made.
+            counterparts: For each node that is an argument what takes its place.
+        """
+        if not _IS_CHECKED:
+            return self.graph.node_copy(node, counterparts.__getitem__)
+        arguments: Any = node.args
+        if arguments:
+            arguments = map_arg(arguments, counterparts.__getitem__)
+        keywords: Any = node.kwargs
+        if keywords:
+            keywords = map_arg(keywords, counterparts.__getitem__)
+        copied = self.add(node.op, node.target, arguments, keywords, node.name, node.type)
+        if type(node.meta) is dict:
+            copied.meta.update(node.meta)
+        else:
+            copied.meta = copy.copy(node.meta)
+        return copied
 
 
-_NODES_CHECKED = ((2, 13),)
+_IS_CHECKED = is_one_of(((2, 13),))
+_ILLEGAL_NAMES = getattr(torch.fx.graph, "_illegal_names", {})
+
+
+def _free_name(namespace: Any, name: str) -> str:
+    """The name, or one like it that is free, as `_Namespace.create_name` chooses it."""
+    used = namespace._used_names
+    if name in used or not (name.isascii() and name.isidentifier()):
+        return str(namespace.create_name(name, None))
+    base, _, number = name.rpartition("_")
+    if base and number.isdigit():
+        namespace._base_count[base] = int(number)
+    elif name in _ILLEGAL_NAMES:
+        return str(namespace.create_name(name, None))
+    else:
+        namespace._base_count.setdefault(name, 0)
+    used.add(name)
+    return name
 
 
 def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
     """A copy with nodes of its own; their values are shared."""
     new = empty_like(graph)
+    appender = Appender(new)
     environment: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in graph.nodes:
-        environment[node] = copy_node(new, node, environment.__getitem__)
+        environment[node] = appender.copy(node, environment)
     return new
 
 

@@ -13,7 +13,7 @@ import math
 import operator
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -25,6 +25,7 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.node import Node
 
 from ..identity import identity_of
+from .versions import is_one_of
 
 _COLLECTIVE_NAMESPACES = frozenset(
     {
@@ -164,9 +165,16 @@ def _inplace_position(target: Any) -> int | None:
 
 def body_traits(body: torch.fx.GraphModule) -> OpTraits:
     """The traits of calling a whole graph: those of all its nodes together."""
+    return traits_together(body.graph.nodes, body)
+
+
+def traits_together(nodes: Iterable[Node], module: torch.nn.Module) -> OpTraits:
+    """What some nodes of a graph do if they are called as one."""
     draws = ordered = opaque = writes = collective = False
-    for node in body.graph.nodes:
-        found = traits(node, body)
+    for node in nodes:
+        found = traits(node, module)
+        if found is _PURE:
+            continue
         draws |= found.draws
         ordered |= found.ordered or found.switch
         opaque |= found.opaque
@@ -190,6 +198,12 @@ def attribute(module: torch.nn.Module, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name, None)
     return value
+
+
+inputs_of: Callable[[Node], Iterable[Node]] = operator.attrgetter(
+    "_input_nodes" if is_one_of(((2, 13),)) else "all_input_nodes"
+)
+"""The nodes that are arguments of a node, each once; `all_input_nodes` makes a list of them at each call."""
 
 
 def is_hop(node: Node) -> bool:

@@ -13,7 +13,7 @@ import torch.fx
 from torch.fx.node import Node
 
 from .._torch import ops
-from .._torch.fx import copy_graph_module, copy_node, empty_like, lazy_graph_module
+from .._torch.fx import Appender, copy_graph_module, empty_like, lazy_graph_module
 from .._torch.symbols import SCALAR_TYPES, symbols_bound_by, symbols_of
 from ..errors import MissingValueError
 from ..regions import (
@@ -71,70 +71,73 @@ class _Outliner:
         self.values = partitioned.marked.values
         self.settings = settings
         self.graph = empty_like(self.module.graph)
+        self.appender = Appender(self.graph)
         self.environment: dict[Node, Node] = {}
         self.submodules: dict[str, torch.nn.Module] = {}
         self._symbol_nodes: dict[sympy.Symbol, Node] = {}
         self._providers: dict[sympy.Symbol, tuple[Node, int | None]] | None = None
+        self._op_names: dict[int, str] = {}  # by the target's identity
 
     def build(self) -> OutlinedGraph:
         interfaces = self._interfaces()
+        environment, copy = self.environment, self.appender.copy
         for item in self.partitioned.schedule:
             if isinstance(item, Region):
-                self._add_region(item, interfaces[item])
+                self._add_region(item, interfaces[id(item)])
             elif not self._only_for_regions(item):
-                self.environment[item] = copy_node(self.graph, item, self._outer)
+                environment[item] = copy(item, environment)
         return OutlinedGraph(self.module, self.graph, self.submodules)
-
-    def _outer(self, node: Node) -> Node:
-        return self.environment[node]
 
     def _only_for_regions(self, node: Node) -> bool:
         """A HOP body that only region nodes use moves into the regions with its HOP."""
         return (
-            ops.is_graph_attribute(node, self.module)
+            node.op == "get_attr"
+            and ops.is_graph_attribute(node, self.module)
             and bool(node.users)
             and all(user in self.marked.marks for user in node.users)
         )
 
-    def _interfaces(self) -> dict[Region, _Interface]:
-        interfaces: dict[Region, _Interface] = {}
-        owner: dict[Node, Region] = {
-            node: region for region in self.partitioned.regions for node in region.nodes
-        }
-        needed_outside: dict[Node, None] = {}
-        for region in self.partitioned.regions:
-            interface = interfaces[region] = _Interface()
+    def _interfaces(self) -> dict[int, _Interface]:
+        """What goes into each region and comes out of it, by the region's identity: hashing one hashes all nodes."""
+        regions = self.partitioned.regions
+        owner = {node: i for i, region in enumerate(regions) for node in region.nodes}
+        owner_of = owner.get
+        interfaces: list[_Interface] = []
+        needed_outside: set[Node] = set()
+        for number, region in enumerate(regions):
+            interface = _Interface()
             seen: set[Node] = set()
             for node in region.nodes:
-                for argument in node.all_input_nodes:
-                    if argument in seen or owner.get(argument) is region:
+                for argument in ops.inputs_of(node):
+                    if owner_of(argument) == number or argument in seen:
                         continue
                     seen.add(argument)
-                    if ops.is_graph_attribute(argument, self.module):
+                    if argument.op == "get_attr" and ops.is_graph_attribute(argument, self.module):
                         interface.bodies.append(argument)
                     else:
                         interface.inputs.append(argument)
-            self._add_symbols(region, interface, owner)
-            for symbol in interface.symbols:
-                needed_outside[symbol.provider] = None
-        for region, interface in interfaces.items():
-            interface.outputs = [
-                node
-                for node in region.nodes
-                if node in needed_outside
-                or any(owner.get(user) is not region for user in node.users)
-                if not _is_bundle(node, self.values)
-            ]
-        return interfaces
+            self._add_symbols(region, interface)
+            needed_outside.update(symbol.provider for symbol in interface.symbols)
+            interfaces.append(interface)
+        for number, (region, interface) in enumerate(zip(regions, interfaces, strict=True)):
+            for node in region.nodes:
+                if node not in needed_outside:
+                    for user in node.users:
+                        if owner_of(user) != number:
+                            break
+                    else:
+                        continue
+                if not _is_bundle(node, self.values):
+                    interface.outputs.append(node)
+        return dict(zip(map(id, regions), interfaces, strict=True))
 
-    def _add_symbols(
-        self, region: Region, interface: _Interface, owner: Mapping[Node, Region]
-    ) -> None:
+    def _add_symbols(self, region: Region, interface: _Interface) -> None:
         """Symbols that appear in the region's sizes and can't be read off one of its inputs."""
         needed: set[sympy.Symbol] = set()
         bound: set[sympy.Symbol] = set()
-        for node in (*interface.inputs, *region.nodes):
-            needed |= symbols_of(self.values.get(node))
+        for nodes in (interface.inputs, region.nodes):
+            for node in nodes:
+                needed |= symbols_of(self.values.get(node))
         if not needed:
             return
         for node in interface.inputs:
@@ -170,17 +173,17 @@ class _Outliner:
             arguments.append(node)
             input_values.append(node.meta["val"])
         submodule = self._region_module(region, interface, input_values)
-        traits = ops.body_traits(submodule)
+        traits = ops.traits_together(region.nodes, self.module)
         name = self._submodule_name(region.name)
         self.submodules[name] = submodule
-        call = self.graph.create_node("call_module", name, tuple(arguments), {}, name=region.name)
-        call.meta = self._call_meta(region, name, interface, traits, reason)
-        submodule._is_impure = traits.ordered or traits.draws or traits.opaque  # type: ignore[assignment]
+        add = self.appender.add
+        call = add("call_module", name, tuple(arguments), {}, region.name)
+        call.meta.update(self._call_meta(region, name, interface, traits, reason))
+        # Past `Module.__setattr__`, which asks first whether it is a parameter, a module or a buffer.
+        vars(submodule)["_is_impure"] = traits.ordered or traits.draws or traits.opaque
         for index, node in enumerate(interface.outputs):
-            output = self.graph.create_node(
-                "call_function", operator.getitem, (call, index), {}, name=node.name
-            )
-            output.meta = dict(node.meta)
+            output = add("call_function", operator.getitem, (call, index), {}, node.name)
+            output.meta.update(node.meta)
             output.meta.setdefault("val", self.values.get(node))
             # The value is selected here, not computed; a second run of the pass must not mark it.
             output.meta.pop("unbacked_bindings", None)
@@ -216,34 +219,44 @@ class _Outliner:
         self, region: Region, interface: _Interface, input_values: list[Any]
     ) -> torch.fx.GraphModule:
         graph = torch.fx.Graph()
+        appender = Appender(graph)
         inner: dict[Node, Node] = {}
         for index, value in enumerate(input_values):
-            placeholder = graph.placeholder(f"arg{index}")
+            placeholder = appender.add("placeholder", f"arg{index}", (), {}, f"arg{index}")
             placeholder.meta["val"] = value
             if index < len(interface.inputs):
-                inner[interface.inputs[index]] = placeholder
-                if (
-                    isinstance(value, torch.Tensor)
-                    and "tensor_meta" in interface.inputs[index].meta
-                ):
-                    placeholder.meta["tensor_meta"] = interface.inputs[index].meta["tensor_meta"]
+                source = interface.inputs[index]
+                inner[source] = placeholder
+                if isinstance(value, torch.Tensor) and "tensor_meta" in source.meta:
+                    placeholder.meta["tensor_meta"] = source.meta["tensor_meta"]
         attributes: dict[str, Any] = {}
         for body in interface.bodies:
             path = str(body.target)
             name = path.replace(".", "_")
             # The body may be shared with an unmarked call, whose copy gets regions of its own.
             attributes[name] = copy_graph_module(ops.attribute(self.module, path))
-            inner[body] = graph.create_node("get_attr", name, name=body.name)
+            inner[body] = appender.add("get_attr", name, (), {}, body.name)
+        copy, values = appender.copy, self.values
         for node in region.nodes:
             if node.op == "call_module":
                 attributes[str(node.target)] = self.module.get_submodule(str(node.target))
-            copied = copy_node(graph, node, inner.__getitem__)
-            if "val" not in copied.meta and node in self.values:
-                copied.meta["val"] = self.values[node]
-            inner[node] = copied
-        graph.output(tuple(inner[node] for node in interface.outputs))
-        graph.output_node().meta["val"] = tuple(self.values.get(n) for n in interface.outputs)
+            inner[node] = copied = copy(node, inner)
+            if "val" not in copied.meta and node in values:
+                copied.meta["val"] = values[node]
+        outputs = tuple([inner[node] for node in interface.outputs])
+        output = appender.add("output", "output", (outputs,), {}, "output")
+        output.meta["val"] = tuple([values.get(node) for node in interface.outputs])
         return lazy_graph_module(attributes, graph, region.name)
+
+    def _names_of_ops(self, region: Region) -> tuple[str, ...]:
+        known = self._op_names
+        names = []
+        for node in region.nodes:
+            name = known.get(id(node.target))
+            if name is None:
+                name = known[id(node.target)] = ops.op_name(node)
+            names.append(name)
+        return tuple(names)
 
     def _computes(self, node: Node) -> bool:
         return not ops.is_view(node) and not isinstance(self.values.get(node), SCALAR_TYPES)
@@ -274,7 +287,7 @@ class _Outliner:
                 mark=region.mark,
                 direction=region.direction,
                 nodes=len(region.nodes),
-                ops=tuple(ops.op_name(node) for node in region.nodes),
+                ops=self._names_of_ops(region),
                 source=source,
                 module_path=module_path(region.nodes),
                 effectful=traits.ordered or traits.draws or traits.opaque,

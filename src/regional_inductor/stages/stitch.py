@@ -9,7 +9,7 @@ from torch.fx.node import Node
 
 from .. import layouts
 from .._torch.direct import is_lowered_directly, refusal
-from .._torch.fx import has_plain_codegen, set_boxed
+from .._torch.fx import has_plain_codegen, recompile, set_boxed, set_graph
 from ..checked_calls import guarded_function
 from ..options import MARK_KEY
 from ..region_backends import serialisable
@@ -55,7 +55,7 @@ def commit(graph: CompiledGraph) -> None:
         if name not in graph.outlined.submodules:
             module.delete_submodule(name)
     make_stitched(module)
-    module.graph = graph.outlined.graph  # which generates its code
+    set_graph(module, graph.outlined.graph)
 
 
 def set_calling_convention(module: torch.fx.GraphModule, settings: Settings) -> None:
@@ -66,7 +66,7 @@ def set_calling_convention(module: torch.fx.GraphModule, settings: Settings) -> 
     """
     if has_plain_codegen(module.graph):
         set_boxed(module.graph, direct=not (settings.guarded or settings.for_file))
-        module.recompile()
+        recompile(module)
 
 
 def _replace_call(
