@@ -144,6 +144,22 @@ def traits(node: Node, module: torch.nn.Module) -> OpTraits:
     return found
 
 
+def traits_of(nodes: Iterable[Node], module: torch.nn.Module) -> list[OpTraits]:
+    """The traits of each of some nodes; operators are looked up by identity, since they hash in Python."""
+    known: dict[int, OpTraits] = {}
+    result = []
+    for node in nodes:
+        target = node.target
+        if type(target) is not OpOverload or "out" in node.kwargs:
+            result.append(traits(node, module))
+            continue
+        found = known.get(id(target))
+        if found is None:
+            found = known[id(target)] = _schema_traits(target)
+        result.append(found)
+    return result
+
+
 def _asks_for_inplace(node: Node) -> bool:
     """Whether a function such as `F.relu` was called with `inplace=True`, which no schema shows."""
     if isinstance(node.target, (OpOverload, OpOverloadPacket)) or not callable(node.target):
@@ -351,13 +367,14 @@ def _schema_traits(op: OpOverload) -> OpTraits:
             "ScriptObject" in str(a.type) or "__torch__" in str(a.type) for a in schema.arguments
         )
     )
-    return OpTraits(
+    found = OpTraits(
         writes=tuple(writes),
         aliases=tuple(aliases),
         draws=torch.Tag.nondeterministic_seeded in op.tags,
         ordered=ordered,
         collective=collective,
     )
+    return _PURE if found == _PURE else found
 
 
 def _packet_traits(packet: OpOverloadPacket) -> OpTraits:
@@ -464,16 +481,18 @@ def ordering_edges(
     other effects in their order, and everything against a switch of autocast or grad mode.
     """
     result = OrderingEdges()
-    _chain(result, [i for i, t in enumerate(found) if t.ordered])
+    special = [i for i, t in enumerate(found) if t is not _PURE]
+    _chain(result, [i for i in special if found[i].ordered])
     by_device: dict[str, list[int]] = {}
-    for i, t in enumerate(found):
-        if t.draws:
+    for i in special:
+        if found[i].draws:
             by_device.setdefault(_device_of(nodes[i]), []).append(i)
     unknown = by_device.pop("", [])
     for draws in by_device.values() if by_device else [[]]:
         _chain(result, sorted(draws + unknown))
-    _switch_edges(result, nodes, found)
-    if any(t.writes or t.opaque for t in found):
+    if any(found[i].switch for i in special):
+        _switch_edges(result, nodes, found)
+    if any(found[i].writes or found[i].opaque for i in special):
         _mutation_edges(result, nodes, found)
     return result.edges
 
@@ -491,8 +510,6 @@ def _device_of(node: Node) -> str:
 
 
 def _switch_edges(result: OrderingEdges, nodes: list[Node], found: list[OpTraits]) -> None:
-    if not any(t.switch for t in found):
-        return
     last_switch = -1
     since: list[int] = []
     for i, t in enumerate(found):
@@ -526,13 +543,14 @@ def _mutation_edges(result: OrderingEdges, nodes: list[Node], found: list[OpTrai
     inputs: int | None = None
     writers: list[tuple[int, list[int]]] = []
     for i, (node, t) in enumerate(zip(nodes, found, strict=True)):
-        everywhere = (*range(len(node.args)), *node.kwargs) if t.opaque else ()
-        if writes_at := everywhere or t.writes:
-            writers.append((i, [position[a] for a in _at(node, writes_at) if a in position]))
-        for argument in _at(node, everywhere or t.aliases):
-            if argument in position:
-                join(i, position[argument])
-        if node.op in ("placeholder", "get_attr") and _may_hold_storage(node):
+        if t is not _PURE:
+            everywhere = (*range(len(node.args)), *node.kwargs) if t.opaque else ()
+            if writes_at := everywhere or t.writes:
+                writers.append((i, [position[a] for a in _at(node, writes_at) if a in position]))
+            for argument in _at(node, everywhere or t.aliases):
+                if argument in position:
+                    join(i, position[argument])
+        elif node.op in ("placeholder", "get_attr") and _may_hold_storage(node):
             # Two inputs may be views of one storage; nothing in the graph says that they aren't.
             inputs = i if inputs is None else inputs
             join(i, inputs)
@@ -543,19 +561,21 @@ def _mutation_edges(result: OrderingEdges, nodes: list[Node], found: list[OpTrai
 
     writes = {i: {root(written) for written in places} for i, places in writers}
     written = set().union(*writes.values())
-    # Of the values that somebody writes to; most graphs have few.
-    alias_sets = {
-        node: alias_set for i, node in enumerate(nodes) if (alias_set := root(i)) in written
-    }
+    # Who uses the values that somebody writes to; in most graphs these are few.
+    touches: dict[int, set[int]] = {i: set(sets) for i, sets in writes.items()}
+    for i, node in enumerate(nodes):
+        alias_set = root(i)
+        if alias_set in written:
+            for user in node.users:
+                touches.setdefault(position[user], set()).add(alias_set)
     nothing: set[int] = set()
     last_write: dict[int, int] = {}
     reads: dict[int, list[int]] = {}
-    for i, node in enumerate(nodes):
-        if node.op in ("placeholder", "output"):
+    for i in sorted(touches):
+        if nodes[i].op in ("placeholder", "output"):
             continue
         written_here = writes.get(i, nothing)
-        touched = {alias_sets[a] for a in node.all_input_nodes if a in alias_sets}
-        for alias_set in touched | written_here if written_here else touched:
+        for alias_set in touches[i]:
             if alias_set in last_write:
                 result.add(last_write[alias_set], i)
             if alias_set in written_here:
@@ -602,14 +622,18 @@ def _may_hold_storage(node: Node) -> bool:
     return value is None or isinstance(value, torch.Tensor)
 
 
-def _storages(node: Node) -> list[tuple[int, int]]:
+def _storages(node: Node) -> Iterable[tuple[int, int]]:
     value = node.meta.get("val", node.meta.get("example_value"))
-    found = []
-    for item in value if isinstance(value, (list, tuple)) else (value,):
-        if isinstance(item, torch.Tensor) and item.layout is torch.strided:
-            try:
-                storage = item.untyped_storage()._cdata
-            except (RuntimeError, NotImplementedError):  # subclasses without storage of their own
-                continue
-            found.append((id(getattr(item, "fake_mode", None)), storage))
-    return found
+    if not isinstance(value, (list, tuple)):
+        return _storage(value)
+    return [storage for item in value for storage in _storage(item)]
+
+
+def _storage(value: Any) -> tuple[tuple[int, int], ...]:
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+        try:
+            storage = value.untyped_storage()._cdata
+        except (RuntimeError, NotImplementedError):  # subclasses without storage of their own
+            return ()
+        return ((id(getattr(value, "fake_mode", None)), storage),)
+    return ()

@@ -6,6 +6,7 @@ import itertools
 import operator
 import re
 from collections.abc import Hashable
+from functools import lru_cache
 
 import torch
 from torch.fx.node import Node
@@ -60,11 +61,13 @@ def order_constraints(
     graph: MarkedGraph, settings: Settings, nodes: list[Node], position: dict[Node, int]
 ) -> list[list[int]]:
     """For each node's position the positions that must come after it, by data or hidden order."""
-    found = [ops.traits(node, graph.module) for node in nodes]
+    found = ops.traits_of(nodes, graph.module)
     successors: list[list[int]] = [[position[user] for user in node.users] for node in nodes]
+    ends = _ends(nodes, successors)
     for earlier, later in ops.ordering_edges(nodes, graph.module, found):
         successors[earlier].append(later)
-    _pin_ends(nodes, successors)
+    for earlier, later in ends:
+        successors[earlier].append(later)
     if settings.merge == "scope":
         _keep_unmarked_in_order(nodes, graph, successors)
         if any(t.collective for t in found):
@@ -74,20 +77,30 @@ def order_constraints(
     return successors
 
 
-def _pin_ends(nodes: list[Node], successors: list[list[int]]) -> None:
-    """Placeholders first, in their order; the output last."""
+def _ends(nodes: list[Node], successors: list[list[int]]) -> list[tuple[int, int]]:
+    """Edges that keep placeholders first, in their order, and the output last.
+
+    Args:
+        nodes: A graph.
+        successors: For each node its users, and nothing else yet.
+    """
     placeholders = [i for i, node in enumerate(nodes) if node.op == "placeholder"]
-    for earlier, later in itertools.pairwise(placeholders):
-        successors[earlier].append(later)
+    edges = list(itertools.pairwise(placeholders))
     output = len(nodes) - 1
-    for i, node in enumerate(nodes):
-        if i != output and not node.users and nodes[output].op == "output":
-            successors[i].append(output)
+    if nodes[output].op == "output":
+        edges += [(i, output) for i, users in enumerate(successors) if not users and i != output]
     if placeholders:
         last = placeholders[-1]
-        for i, node in enumerate(nodes):
-            if not node.all_input_nodes and node.op != "placeholder" and i > last:
-                successors[last].append(i)
+        has_inputs = bytearray(len(nodes))
+        for users in successors:
+            for user in users:
+                has_inputs[user] = 1
+        edges += [
+            (last, i)
+            for i in range(last + 1, len(nodes))
+            if not has_inputs[i] and nodes[i].op != "placeholder"
+        ]
+    return edges
 
 
 def _keep_unmarked_in_order(
@@ -197,10 +210,10 @@ def _joinable(marked: NodeMark) -> Hashable:
 def _as_schedule(
     graph: MarkedGraph, nodes: list[Node], group: list[int], order: list[int]
 ) -> PartitionedGraph:
-    members: dict[int, list[Node]] = {}
-    for i, g in enumerate(group):
+    members: list[list[Node]] = [[] for _ in range(1 + max(group, default=-1))]
+    for node, g in zip(nodes, group, strict=True):
         if g >= 0:
-            members.setdefault(g, []).append(nodes[i])
+            members[g].append(node)
     schedule: list[ScheduleItem] = []
     regions: list[Region] = []
     taken: dict[str, int] = {}
@@ -246,13 +259,19 @@ def in_order_of_use(nodes: tuple[Node, ...], module: torch.nn.Module) -> tuple[N
 
 def _label(nodes: tuple[Node, ...], graph: MarkedGraph) -> str:
     """What the user called the scopes that make up a region: `norm`, `norm+mlp`."""
-    names = dict.fromkeys(graph.marks[node].mark.name for node in nodes)
+    marks = graph.marks
+    names = dict.fromkeys([marks[node].mark.name for node in nodes])
     return "+".join(name for name in names if name) or "region"
 
 
 def _region_name(label: str, taken: dict[str, int]) -> str:
-    name = re.sub(r"\W+", "_", label).strip("_") or "region"
-    name = f"region_{name}" if name[0].isdigit() else name
+    name = _as_name(label)
     number = taken.get(name, 0)
     taken[name] = number + 1
     return f"{name}_{number}" if number else name
+
+
+@lru_cache(maxsize=1024)
+def _as_name(label: str) -> str:
+    name = re.sub(r"\W+", "_", label).strip("_") or "region"
+    return f"region_{name}" if name[0].isdigit() else name
