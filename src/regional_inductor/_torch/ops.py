@@ -222,8 +222,18 @@ inputs_of: Callable[[Node], Iterable[Node]] = operator.attrgetter(
 """The nodes that are arguments of a node, each once; `all_input_nodes` makes a list of them at each call."""
 
 
+def is_overload(node: Node) -> bool:
+    """Whether a node calls an overload of an operator, as nearly all do."""
+    return type(node.target) is OpOverload
+
+
 def is_hop(node: Node) -> bool:
-    return node.op == "call_function" and isinstance(node.target, HigherOrderOperator)
+    # Asking an overload whether it is an instance of that abstract class goes through Python.
+    return (
+        type(node.target) is not OpOverload
+        and node.op == "call_function"
+        and isinstance(node.target, HigherOrderOperator)
+    )
 
 
 def hop_name(node: Node) -> str:

@@ -62,7 +62,7 @@ def known_values(module: torch.fx.GraphModule, example_inputs: Sequence[Any]) ->
             values[node] = value
     mode = fake_mode_of(values.values())
     for node, value in values.items():
-        if isinstance(value, torch.Tensor) and not is_fake(value):
+        if type(value) is not FakeTensor and isinstance(value, torch.Tensor) and not is_fake(value):
             mode = mode or _new_mode()
             values[node] = mode.from_tensor(value, static_shapes=True)
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -168,8 +169,9 @@ def _marked_nodes(module: torch.fx.GraphModule, reader: _Reader) -> dict[Node, M
         if node.op in ("placeholder", "output", "get_attr"):
             # A constant is an input of the region that uses it; a HOP's body follows the HOP.
             continue
-        name = str(getattr(node.target, "__name__", ""))
-        autocast_depth += (name == "_enter_autocast") - (name == "_exit_autocast")
+        if not ops.is_overload(node):
+            name = str(getattr(node.target, "__name__", ""))
+            autocast_depth += (name == "_enter_autocast") - (name == "_exit_autocast")
         if _selects_from_tuple(node):
             producer = node.args[0]
             if isinstance(producer, Node) and producer in marks:
@@ -264,20 +266,20 @@ def _users(node: Node) -> Iterable[Node]:
 
 def _held_object(node: Node, module: torch.fx.GraphModule) -> str:
     """The kind of an argument that is neither tensor nor graph: a generator, a torchbind object."""
-    for argument in node.all_input_nodes:
+    for argument in ops.inputs_of(node):
         if argument.op == "get_attr":
             value = ops.attribute(module, str(argument.target))
             if not isinstance(value, (torch.Tensor, torch.fx.GraphModule, int, float, type(None))):
                 return type(value).__name__
-    if any(isinstance(value, torch.Generator) for value in (*node.args, *node.kwargs.values())):
-        return "Generator"
+    values: Iterable[Any] = (*node.args, *node.kwargs.values()) if node.kwargs else node.args
+    for value in values:
+        if type(value) is not Node and isinstance(value, torch.Generator):
+            return "Generator"
     return ""
 
 
 def _selects_from_tuple(node: Node) -> bool:
-    import operator
-
-    if node.op != "call_function" or node.target is not operator.getitem:
+    if node.target is not operator.getitem or node.op != "call_function":
         return False
     producer = node.args[0]
     if not isinstance(producer, Node):
@@ -293,11 +295,11 @@ def _directions(module: torch.fx.GraphModule, inherited: Direction | None) -> di
     in a joint graph (one whose outputs include a forward node) must the two stay apart, since
     AOTAutograd will cut it in two later.
     """
-    backward = {
-        node
-        for node in module.graph.nodes
-        if node.meta.get("autograd_backward") or node.meta.get("partitioner_tag") == "is_backward"
-    }
+    backward = set()
+    for node in module.graph.nodes:
+        meta = node.meta
+        if meta.get("autograd_backward") or meta.get("partitioner_tag") == "is_backward":
+            backward.add(node)
     if not backward:
         return {}
     outputs = module.graph.output_node().all_input_nodes
@@ -348,7 +350,7 @@ def _with_entries(
         if not _selects_from_tuple(node):
             last, broken = node, False
         result[node] = NodeMark(mark, entry, direction)
-    for node in list(result):
+    for node in result:
         if _selects_from_tuple(node):
             result[node] = result[node.args[0]]  # type: ignore[index]
     return {node: result[node] for node in module.graph.nodes if node in result}
@@ -365,7 +367,8 @@ def _in_sequence(module: torch.fx.GraphModule, directions: dict[Node, Direction]
             sequence = number
         backward = directions.get(node) == "backward" and bool(node.meta.get("autograd_backward"))
         keyed.append((backward, sequence, position, node))
-    return [node for *_, node in sorted(keyed, key=lambda item: item[:3])]
+    keyed.sort(key=operator.itemgetter(0, 1, 2))
+    return [node for *_, node in keyed]
 
 
 def _is_glue(node: Node) -> bool:
@@ -379,7 +382,9 @@ def _is_glue(node: Node) -> bool:
 
 def module_stack(node: Node) -> tuple[str, ...]:
     """Names of the modules a node was called in, outermost first; the forward's for backward."""
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+    if not stack:
+        return ()
     return tuple(re.sub(r"@\d+$", "", str(key)) + str(value[0]) for key, value in stack.items())
 
 
@@ -388,7 +393,7 @@ def _same_place(a: Node, b: Node) -> bool:
     it inside a common caller."""
     first, second = module_stack(a), module_stack(b)
     if not first or not second:
-        return first == second or not first or not second
+        return True
     shared = 0
     for x, y in zip(first, second, strict=False):
         if x != y:
