@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.fx
 from support.counting import calls_of, python_calls
 
@@ -12,7 +13,7 @@ from benchmarks import _graphs
 SMALL, LARGE = 400, 1600
 GROWTH = 1.03
 # What was counted last, rounded up; lower them when the code does better.
-CALLS_A_NODE = 640  # Python functions and C functions
+CALLS_A_NODE = 210 if torch.__version__.startswith("2.13.") else 640  # Python's and C functions
 NODES_MADE = 2.0  # in the stitching graph and in the regions, placeholders and selections
 
 
