@@ -368,8 +368,8 @@ def _targets(times: list[Row], growth: list[Row], memory: list[Row], cyclic: Row
             8,
             "lower",
             "s",
-            why="Deciding is a tenth. The rest is FX's: a node copied for each node, a module for each region, "
-            "and the text of the graph; see the seconds by stage.",
+            why="Deciding is the smaller part. The rest is FX's: a node for each node, a module for each region, and "
+            "Python's own compile of the graph's text; see the seconds by stage.",
         ),
         Target(
             "exponent of everything, 3,000 to 100,000, largest",
