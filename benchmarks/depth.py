@@ -30,9 +30,8 @@ WAYS = {
     "nested": "nested_compile_region",
     "blocks": "block by block",
 }
-# Growth is ours and block by block's to show. At 32 layers `ours` captures blocks, at 4 the whole.
+# Growth is ours and block by block's to show.
 LAYERS: dict[str, tuple[int, ...]] = {
-    "ours": (4, 32),
     "ours:blocks": (4, 64),
     "blocks": (4, 32),
 }
@@ -56,7 +55,7 @@ def main(quick: bool) -> Outcome:
         [
             (
                 "`ours` is `ri.compile(model)` with its defaults, which capture blocks where there are eight or "
-                "more; the other two fix what it captures. aot_eager has no warm start, since it leaves nothing on disk. "
+                "more, as here; the other two fix what it captures. aot_eager has no warm start, since it leaves nothing on disk. "
                 "One run each: differences of a tenth mean nothing, the targets' ratios do."
             )
         ],
