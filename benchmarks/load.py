@@ -10,6 +10,7 @@ different widths most are distinct.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import sys
 import tempfile
@@ -124,6 +125,7 @@ def regions(path: str) -> dict[str, Any]:
     """The forward graph and its compiled regions, without what is around them."""
     import torch  # noqa: F401
 
+    gc.collect()  # else loading more regions than others meets a collection of all that torch made
     started, cpu = time.perf_counter(), time.process_time()
     from regional_inductor.packing import Unpacker
     from regional_inductor.saved_file import read

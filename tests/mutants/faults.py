@@ -80,8 +80,8 @@ FAULTS = (
     Fault(
         "outputs of a region are swapped",
         "stages/outline.py",
-        "graph.output(tuple(inner[node] for node in interface.outputs))",
-        "graph.output(tuple(inner[node] for node in reversed(interface.outputs)))",
+        "outputs = tuple([inner[node] for node in interface.outputs])",
+        "outputs = tuple([inner[node] for node in reversed(interface.outputs)])",
         _RANDOM,
     ),
     Fault(
@@ -255,15 +255,15 @@ FAULTS = (
     Fault(
         "a value that another region needs is no output",
         "stages/outline.py",
-        "or any(owner.get(user) is not region for user in node.users)",
-        "or any(owner.get(user) is None for user in node.users)",
+        "if owner_of(user) != number:",
+        "if owner_of(user) is None:",
         _RANDOM,
     ),
     Fault(
         "a region with a random draw counts as pure",
         "stages/outline.py",
-        "submodule._is_impure = traits.ordered or traits.draws or traits.opaque",
-        "submodule._is_impure = traits.ordered or traits.opaque",
+        'vars(submodule)["_is_impure"] = traits.ordered or traits.draws or traits.opaque',
+        'vars(submodule)["_is_impure"] = traits.ordered or traits.opaque',
         ("tests/stages/test_outline.py", "tests/correctness/test_06_hidden_order.py"),
     ),
     Fault(
@@ -325,8 +325,22 @@ FAULTS = (
     Fault(
         "backward graphs are compiled while others capture",
         "backend.py",
-        "with dynamo.compiling_alone():",
-        "with contextlib.nullcontext():",
+        "stack.enter_context(dynamo.compiling_alone())",
+        "stack.enter_context(contextlib.nullcontext())",
         ("tests/test_threads.py",),
+    ),
+    Fault(
+        "early backward regions are asked for as if they were the forward graph's",
+        "early_backward.py",
+        "with dynamo.as_in_backward(), warnings.catch_warnings():",
+        "with warnings.catch_warnings():",
+        ("tests/test_early_backward.py",),
+    ),
+    Fault(
+        "a backward region that failed early counts as done",
+        "early_backward.py",
+        "for region in regions if region.call is not None",
+        "for region in regions",
+        ("tests/test_early_backward.py",),
     ),
 )
