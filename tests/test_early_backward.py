@@ -9,12 +9,20 @@ import torch
 import torch.nn.functional as F
 from support.compare import assert_trains_like_eager
 from torch._inductor import config as inductor_config
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import annotate, preserve_node_meta
 
 import regional_inductor as ri
-from regional_inductor import region_backends
-from regional_inductor.errors import RegionCompileError, RegionWarning
+from regional_inductor import pipeline, region_backends
+from regional_inductor.early_backward import EarlyBackward
+from regional_inductor.errors import OptionError, RegionCompileError, RegionWarning
+from regional_inductor.region_requests import requests_of
+from regional_inductor.regions import Settings
 from regional_inductor.selection import VARIABLE, write_kept
 from regional_inductor.stages import compile as compile_stage
+from regional_inductor.stages.collect import collect
+from regional_inductor.stages.outline import outline
+from regional_inductor.stages.partition import partition
 
 
 class Gated(torch.nn.Module):
@@ -180,6 +188,49 @@ def test_what_changed_before_the_backward_graph_is_compiled_anew(batches):
     with inductor_config.patch(max_fusion_size=7):
         result.sum().backward()
     assert batches == [["backward", "forward"], ["backward"]]
+
+
+def test_keys_are_those_under_the_switches_of_a_backward_pass():
+    def graph():
+        with preserve_node_meta(), annotate({"compile_with_inductor": "tail"}):
+            return make_fx(lambda a: a.sin().cos(), tracing_mode="fake")(torch.ones(4))
+
+    settings = Settings(region_backend="eager")
+    keys = []
+    for around in (torch.enable_grad, torch.no_grad):
+        early = EarlyBackward(settings)
+        early.noting(lambda: (None, graph()))()
+        with around(), torch.autocast("cpu", enabled=around is torch.enable_grad):
+            keys.append([request.key for request in early.requests()])
+    with torch.no_grad():
+        stages = (collect, partition, outline)
+        outlined = pipeline.run(graph(), (), settings, stages=stages)
+        keys.append([request.key for request in requests_of(outlined, settings)])
+    assert len(keys[0]) == 1
+    assert keys[0] == keys[1] == keys[2]
+
+
+def test_what_can_t_be_early_is_refused():
+    graph = torch.fx.symbolic_trace(lambda a: a.sin())
+    for refusing in (ri.regional_inductor, ri.outline_regions, ri.compile_regions):
+        with pytest.raises(OptionError, match="one graph at a time"):
+            refusing(graph, backward="early")
+    with pytest.raises(OptionError, match="exclude each other"):
+        ri.compile(Gated(), backward="early", cudagraphs="graph", capture="model")
+
+
+def test_an_error_of_ours_in_an_early_region_is_its_graph_s(monkeypatch):
+    usual = region_backends.BACKENDS["eager"]
+
+    def compile_region(module, options, call, settings):
+        if call.direction == "backward":
+            raise OptionError("no such thing")
+        return usual(module, options, call, settings)
+
+    monkeypatch.setitem(region_backends.BACKENDS, "eager", compile_region)
+    result = ri.compile(Gated(), region_backend="eager", backward="early")(x())
+    with pytest.raises(OptionError, match="no such thing"):
+        result.sum().backward()
 
 
 @pytest.mark.parametrize("where", ["forward", "both"])

@@ -49,18 +49,20 @@ def main(run: Run) -> Outcome:
     rows: list[Row] = []
     for layers in run.layers or LAYERS:
         for way in run.wanted(*(OWN_WAYS if layers < DEEP else DEEP_WAYS)):
-            found = run.fresh(
-                "gpu.training:measure",
-                f"training: {layers} layers, {way}",
-                way=way,
-                layers=layers,
-                quick=run.quick,
-            )
+            found = _in_a_process(run, way, layers)
             if found is not None:
                 rows.append({"layers": layers, "way": WAYS[way].label, **found})
         if layers == CLOSE_AT and not run.quick:
             _again(run, rows)
     return Outcome({"training step": rows}, _targets(rows), run.remarks())
+
+
+def _in_a_process(
+    run: Run, way: str, layers: int, cold_only: bool = False
+) -> dict[str, Any] | None:
+    label = f"training: {layers} layers, {way}{', cold once more' if cold_only else ''}"
+    arguments = {"way": way, "layers": layers, "quick": run.quick, "cold_only": cold_only}
+    return run.fresh("gpu.training:measure", label, **arguments)
 
 
 def _again(run: Run, rows: list[Row]) -> None:
@@ -76,14 +78,7 @@ def _again(run: Run, rows: list[Row]) -> None:
     }
     for number in range(1, ROUNDS):
         for way in own if number % 2 == 0 else reversed(own):
-            found = run.fresh(
-                "gpu.training:measure",
-                f"training: {CLOSE_AT} layers, {way}, cold once more",
-                way=way,
-                layers=CLOSE_AT,
-                quick=run.quick,
-                cold_only=True,
-            )
+            found = _in_a_process(run, way, CLOSE_AT, cold_only=True)
             if found is not None and "cold, s" in found:
                 seconds[way].append(found["cold, s"])
     for way, row in own.items():

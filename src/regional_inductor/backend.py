@@ -94,6 +94,12 @@ def read_settings(
             ours[key] = value
         else:
             inductors[key] = value
+    if ours.get("backward") == "early" and ours.get("cudagraphs") == "graph":
+        raise OptionError(
+            'backward="early" and cudagraphs="graph" exclude each other: what is recorded as a whole is '
+            "compiled when it is recorded",
+            hint='leave backward="auto"',
+        )
     if inductors:
         try:
             check_options(inductors)
@@ -104,6 +110,17 @@ def read_settings(
                 raise OptionError(error.what, hint=own) from None
             raise
     return Settings(**ours, default_options=inductors)
+
+
+def _pass_settings(options: Mapping[str, Any]) -> Settings:
+    """Settings of the drop-in pass and its halves, which see one graph at a time."""
+    settings = read_settings(options, merge="all", on_error="raise")
+    if settings.backward == "early":
+        raise OptionError(
+            'backward="early" needs the backward graph, and a pass is given one graph at a time',
+            hint="regional_inductor.compile and the backend of torch.compile have both",
+        )
+    return settings
 
 
 def regional_inductor(
@@ -146,7 +163,7 @@ def regional_inductor(
         >>> torch.equal(gm(torch.ones(4)), f(torch.ones(4)))
         True
     """
-    settings = read_settings(options, merge="all", on_error="raise")
+    settings = _pass_settings(options)
     report = Report()
     result: torch.fx.GraphModule = run_pass(gm, example_inputs, settings, report)
     publish(report)
@@ -258,7 +275,7 @@ def outline_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
         >>> ri.outline_regions(gm) is gm  # nothing is marked: nothing changes
         True
     """
-    settings = read_settings(options, merge="all", on_error="raise")
+    settings = _pass_settings(options)
     selection = of_environment()
     stages: Stages = (collect, partition, outline)
     if selection is not None:
@@ -289,7 +306,7 @@ def compile_regions(gm: torch.fx.GraphModule, **options: Any) -> torch.fx.GraphM
         >>> ri.compile_regions(ri.outline_regions(gm)) is gm
         True
     """
-    settings = read_settings(options, merge="all", on_error="raise")
+    settings = _pass_settings(options)
     outlined = Outlined(tuple(_outlined_graphs(gm, set())))
     report = Report()
     trace = pipeline.Trace()

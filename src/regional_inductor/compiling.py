@@ -66,8 +66,8 @@ def compile(  # noqa: A001 - the public name, as torch.compile's
         recompute: "regions" lets backward regions compute again the pointwise values of their own
             forward regions that the forward pass would keep in memory for them; what runs eagerly
             never runs twice. "off" keeps everything, as eager mode does.
-        backward: When backward regions are compiled: "early", with the forward graph's, which takes less
-            time than one after the other; "late", when the backward graph first runs; "auto", early
+        backward: When backward regions are compiled: "early", with the forward graph's, so that
+            their C++ kernels share a run of the compiler (not with `cudagraphs="graph"`); "late", when the backward graph first runs; "auto", early
             while a model is in training mode (`model.training`), else late.
         capture: "model" captures the whole. "blocks" captures each kind of repeated block once, however
             many there are, so that a cold start doesn't grow with depth: blocks, the modules outside

@@ -330,6 +330,13 @@ FAULTS = (
         ("tests/test_threads.py",),
     ),
     Fault(
+        "early backward regions are asked for under the forward graph's switches",
+        "early_backward.py",
+        "with dynamo.as_in_backward(), warnings.catch_warnings():",
+        "with warnings.catch_warnings():",
+        ("tests/test_early_backward.py",),
+    ),
+    Fault(
         "a backward region that failed early counts as done",
         "early_backward.py",
         "for region in regions if region.call is not None",

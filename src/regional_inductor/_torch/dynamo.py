@@ -1,7 +1,7 @@
 """Dynamo and AOTAutograd: building the backend, and what Dynamo says of frames it gave up on.
 
 Checked on torch 2.11 and 2.13: `torch._dynamo.backends.common.aot_autograd`,
-`torch._dynamo.utils.counters`, `torch._dynamo.exc.RestartAnalysis` (that one on 2.13 only). On 2.12 too:
+`torch._dynamo.utils.counters`, `torch._C._DisableAutocast`, `torch._dynamo.exc.RestartAnalysis` (that one on 2.13 only). On 2.12 too:
 `convert_frame.compile_lock`, and that `torch.compile` binds `fx._symbolic_trace.is_fx_symbolic_tracing`
 to what it makes.
 """

@@ -181,7 +181,6 @@ class _Lowered:
 def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch | None) -> _Lowered:
     """Compile a region, but for the kernels that its batch compiles; all of it where there is none."""
     call = request.call
-    state = dynamo.as_in_backward if request.early else contextlib.nullcontext
     unrecorded = cudagraphs.no_recording_within if request.recorded else contextlib.nullcontext
     lowered = _Lowered(request, time.perf_counter())
     if batch is None or not may_share_a_compiler_run(call, settings):
@@ -195,7 +194,7 @@ def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch | None
         stack.enter_context(trace.region(f"{call.submodule}_{call.direction}", request.module))
         try:
             with (
-                state(),
+                _switches_of(request),
                 unrecorded(),
                 time_limit(call.mark.compile_timeout),
                 generated.timed_steps() as steps,
@@ -207,9 +206,11 @@ def _lower(request: RegionRequest, settings: Settings, batch: KernelBatch | None
             lowered.kernels, lowered.steps = kernels, steps.seconds
             if kernels is not None and kernels.waits:
                 step.done, step.waiting = 0, 1
-        except (RegionError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # whatever else a compiler raises is this region's failure
+            if isinstance(error, RegionError) and not request.early:
+                raise
             if _restarts_capture(error, request, settings):
                 raise
             lowered.failure = error
@@ -241,9 +242,8 @@ def _finish(lowered: _Lowered, settings: Settings, share: float) -> CompiledRegi
         and lowered.failure is None
         and is_exact(request.call, settings)
     ):
-        state = dynamo.as_in_backward if request.early else contextlib.nullcontext
         try:
-            with state():
+            with _switches_of(request):
                 check_equal_to_eager(
                     request.module, lowered.compiled, boxed=is_boxed(lowered.compiled)
                 )
@@ -266,6 +266,11 @@ def _finish(lowered: _Lowered, settings: Settings, share: float) -> CompiledRegi
         started=lowered.started,
         steps=lowered.steps,
     )
+
+
+def _switches_of(request: RegionRequest) -> contextlib.AbstractContextManager[None]:
+    """Torch's switches as they are where a region's graph is compiled, which its key says."""
+    return dynamo.as_in_backward() if request.early else contextlib.nullcontext()
 
 
 def _left_eager(reason: str, request: RegionRequest, lowered: _Lowered) -> CompiledRegion:
