@@ -16,6 +16,7 @@ from torch import nn
 from torch.fx.traceback import annotate
 
 import regional_inductor as ri
+from regional_inductor.block_capture import BlockCapture
 from regional_inductor.blocks import layout_of
 
 # Dynamo looks at the attribute itself, and hides only what the default filters would print.
@@ -463,6 +464,79 @@ def test_checkpoints_run_again_what_was_compiled(kind, x):
     results(model, x)
     assert model.report.captures == captures
     assert not [f for f in model.report.findings if f.kind != "recomputed"]
+
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.left(x), self.right(x)
+
+
+@ri.region
+def joined(a, b):
+    """Eager saves two tensors that look like those that are saved where it is compiled, and aren't."""
+    return (a.sin() * b.exp()).cos()
+
+
+class Joined(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Halves() for _ in range(4))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.utils.checkpoint.checkpoint(joined, *layer(x), use_reentrant=False)
+        return x
+
+
+def test_checkpoints_of_models_in_several_threads_save_what_they_had_saved(x):
+    """Their nodes have the same numbers; the third model isn't compiled."""
+    models = [model_of(Joined) for _ in range(3)]
+    calls = [compiled(models[0]), compiled(models[1]), models[2]]
+    losses = []
+    for call in calls:
+        thread = threading.Thread(target=lambda call=call: losses.append(call(x).sum()))
+        thread.start()
+        thread.join()
+    for loss in losses:
+        loss.backward()
+    expected = model_of(Joined)
+    expected(x).sum().backward()
+    for model in models:
+        for actual, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(actual.grad, wanted.grad)
+
+
+class UnderTwoMarks(Model):
+    """Each block is called twice, under another mark each time."""
+
+    def forward(self, x):
+        x = self.embed(x)
+        table = self.tables(x)
+        for mark in (ri.region("first"), ri.region("second")):
+            for layer in self.layers:
+                with mark:
+                    x = torch.utils.checkpoint.checkpoint(layer, x, table, use_reentrant=False)
+        return self.norm(x)
+
+
+def test_a_block_is_run_again_under_the_mark_that_it_was_run_under(x, monkeypatch):
+    model = compiled(model_of(UnderTwoMarks))
+    ran = []
+    run = BlockCapture.run
+
+    def noting(self, entry, subject, args, kwargs):
+        if isinstance(subject, Block):
+            ran.append((entry, subject))
+        return run(self, entry, subject, args, kwargs)
+
+    monkeypatch.setattr(BlockCapture, "run", noting)
+    assert_as_eager(results(model, x), results(model_of(UnderTwoMarks), x))
+    assert len(ran) == 16
+    assert ran[:8] == ran[:7:-1]
 
 
 def test_keyword_arguments_and_buffers(x):

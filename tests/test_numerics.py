@@ -472,11 +472,21 @@ def test_a_dry_run_tries_nothing(unproven, monkeypatch):
 
 def test_trials_see_every_value_of_16_bits_and_many_patterns_of_32():
     fakes = [torch.empty((1 << 16) + 5, dtype=t) for t in (torch.bfloat16, torch.float32)]
-    low, high = dense_inputs(fakes, 0)
+    low, high = dense_inputs(fakes, [0, 0], 0)
     assert len(set(low.view(torch.int16).tolist())) == 1 << 16
     assert len(set(high.view(torch.int32).tolist())) > 1 << 15
     exponents = (high.view(torch.int32) >> 23) & 0xFF
     assert len(set(exponents.tolist())) == 256
+
+
+def test_an_operator_is_tried_with_the_same_numbers_whatever_is_tried_beside_it():
+    many, few = torch.empty((1 << 16) + 5), torch.empty(())
+    alone = dense_inputs([many, many], [0, 1], 3)
+    beside = dense_inputs([few, many, many, many], [0, 0, 0, 1], 3)
+    assert torch.equal(alone[0].view(torch.int32), beside[1].view(torch.int32))
+    assert torch.equal(alone[1].view(torch.int32), beside[3].view(torch.int32))
+    assert beside[1] is beside[2]  # drawn once
+    assert not torch.equal(alone[0].view(torch.int32), alone[1].view(torch.int32))
 
 
 _CALLS = {

@@ -1,14 +1,16 @@
-"""Whose code runs in a backward pass, where a checkpoint calls again what a model's run had called."""
+"""Whose code runs in a backward pass, which calls again what a model's run had called."""
 
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from regional_inductor import running
+from regional_inductor import RegionError, running
+from regional_inductor._torch import checkpoints
 
 
 class Named:
@@ -29,7 +31,39 @@ def no_other_runs():
     clear()
 
 
-def loss_of(capture, seen):
+class RunAgain(torch.autograd.Function):
+    """A checkpoint that isn't torch's."""
+
+    @staticmethod
+    def forward(ctx, function, x):
+        ctx.function = function
+        ctx.save_for_backward(x)
+        return function(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.function(x).backward(gradient)
+        return None, x.grad
+
+
+def by_others(function, x):
+    return RunAgain.apply(function, x)
+
+
+def by_torch(function, x):
+    return checkpoint(function, x, use_reentrant=False)
+
+
+def by_torch_reentrantly(function, x):
+    return checkpoint(function, x, use_reentrant=True)
+
+
+TORCHS = [by_torch, by_torch_reentrantly]
+
+
+def loss_of(capture, seen, how=by_others):
     """The loss of a run that checkpoints a function; the function notes whose run it is part of."""
 
     def noting(x):
@@ -37,8 +71,8 @@ def loss_of(capture, seen):
         return x.sin()
 
     x = torch.ones(3, requires_grad=True)
-    with running.run_of(capture):
-        return checkpoint(noting, x, use_reentrant=False).sum()
+    with nullcontext() if capture is None else running.run_of(capture):
+        return how(noting, x).sum()
 
 
 def in_another_thread(function, *arguments):
@@ -66,13 +100,61 @@ def test_a_backward_pass_in_another_thread_belongs_to_the_only_run_that_it_can_b
     assert seen == [mine, mine]
 
 
-def test_where_two_models_could_be_meant_it_belongs_to_neither():
+def test_where_two_models_could_be_meant_it_is_an_error():
     mine, others = Named(), Named()
-    seen = []
-    loss = in_another_thread(loss_of, mine, seen)
+    loss = in_another_thread(loss_of, mine, [])
     in_another_thread(loss_of, others, [])
+    with pytest.raises(RegionError, match="for which of the models") as caught:
+        loss.backward()
+    assert "in the thread that calls backward" in caught.value.hint
+
+
+@pytest.mark.parametrize("how", TORCHS)
+def test_torchs_checkpoints_belong_to_the_run_that_made_them_whichever_thread_they_run_in(how):
+    running.follow_checkpoints()
+    mine, others = Named(), Named()
+    seen, seen_there = [], []
+    loss = in_another_thread(loss_of, mine, seen, how)
+    others_loss = in_another_thread(loss_of, others, seen_there, how)
+    loss_of(others, [], how)
     loss.backward()
-    assert seen == [mine, None]
+    in_another_thread(others_loss.backward)
+    assert seen == [mine, mine]
+    assert seen_there == [others, others]
+
+
+@pytest.mark.parametrize("how", TORCHS)
+def test_torchs_checkpoints_outside_every_run_stay_outside(how):
+    running.follow_checkpoints()
+    others, seen = Named(), []
+    loss = in_another_thread(loss_of, None, seen, how)
+    in_another_thread(loss_of, others, [], how)  # nodes of the same numbers
+    loss.backward()
+    assert seen == [None, None]
+
+
+def test_torchs_checkpoints_in_checkpoints_belong_to_the_run_as_well():
+    running.follow_checkpoints()
+    capture, others, seen = Named(), Named(), []
+
+    def twice(function, x):
+        return by_torch(lambda y: by_torch(function, y.cos()), x)
+
+    loss = in_another_thread(loss_of, capture, seen, twice)
+    in_another_thread(loss_of, others, [], twice)
+    loss.backward()
+    assert seen == [capture] * len(seen)
+    assert len(seen) > 1
+
+
+def test_what_torchs_checkpoints_are_made_of_may_be_unknown(monkeypatch):
+    class Other:
+        def __init__(self, function):
+            pass
+
+    assert checkpoints.is_known()
+    monkeypatch.setattr(torch.utils.checkpoint, "_CheckpointFrame", Other)
+    assert not checkpoints.is_known()
 
 
 def test_of_many_earlier_runs_none_is_looked_at(monkeypatch):

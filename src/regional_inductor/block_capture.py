@@ -119,8 +119,7 @@ class _Place:
         if is_captured():
             return in_place.call_uncompiled(self.module, args, kwargs)
         mark = annotated_value(MARK_KEY, _UNMARKED)
-        if in_place.in_backward():
-            # Here a checkpoint runs again what ran under this mark, whose scope was left long ago.
+        if running.marks_are_lost():
             mark = self._last
             if mark is not _UNMARKED:
                 with annotate_this_thread({MARK_KEY: mark}):
@@ -243,6 +242,7 @@ class BlockCapture:
 
     def install(self) -> None:
         """Have calls of the model, its blocks and other modules go through here."""
+        running.follow_checkpoints()
         for place in self._places:
             in_place.set_compiled_call(place.module, place)
 

@@ -118,11 +118,13 @@ def _compared(
     owners: Sequence[int],
 ) -> dict[Attempt, str]:
     reasons = dict.fromkeys(attempts, "")
-    fakes = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    operands = module.graph.find_nodes(op="placeholder")
+    fakes = [operand.meta["val"] for operand in operands]
+    places = [operand.meta["place"] for operand in operands]
     single = any(fake.dim() == 0 for fake in fakes)
     rounds = max(ROUNDS[fake.device.type] for fake in fakes)
     for seed in range(ROUNDS_OF_SINGLE_NUMBERS if single else rounds):
-        inputs = dense_inputs(fakes, seed)
+        inputs = dense_inputs(fakes, places, seed)
         expected = module(*inputs)
         result = compiled(list(inputs)) if is_boxed(compiled) else compiled(*inputs)
         for owner, a, b in zip(owners, result, expected, strict=True):

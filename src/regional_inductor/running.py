@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ._torch.in_place import backward_sequence_number, sequence_number
+from ._torch import checkpoints
+from ._torch.annotate import annotated_as, surrounding_annotation
+from ._torch.in_place import backward_sequence_number, in_backward, sequence_number
+from .errors import RegionError
 
 
 class Capture(Protocol):
@@ -48,26 +51,58 @@ _lock = threading.Lock()
 _numbers = itertools.count()
 
 
-def current() -> Capture | None:
+def current(function: str = "") -> Capture | None:
     """The capture whose model's own code this thread runs, outside everything that is compiled.
 
     In a backward pass a checkpoint calls again what a run had called: it is that run's capture then, for
-    what was compiled there has to be here, or other tensors would be saved than in the run.
+    what was compiled there has to be here, or other tensors would be saved than in the run. torch's own
+    checkpoints know (:func:`resumable`); of other code that runs something again it is looked up.
+
+    Args:
+        function: What asks, for the error's sake.
+
+    Raises:
+        RegionError: It could be of runs of several models.
     """
     capture: Capture | None = getattr(_local, "capture", None)
     if capture is None and _threads and not getattr(_local, "inside", False):
         number = backward_sequence_number()
         if number is not None:
-            return _of_run(number)
+            return _of_run(number, function)
     return capture
 
 
-def _of_run(number: int) -> Capture | None:
-    """The capture of the run that made a node; nobody's where runs of several other threads could be meant.
+def resumable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is part of what this thread runs now whenever and in whichever thread it is called."""
+    capture, inside = getattr(_local, "capture", None), getattr(_local, "inside", False)
+    # Nobody's run is looked for later, where other threads' runs had nodes of the same numbers.
+    inside = inside or capture is None
+    around = surrounding_annotation()
+
+    def resumed(*args: Any, **kwargs: Any) -> Any:
+        before, resuming = _set(capture, inside), getattr(_local, "resuming", False)
+        _local.resuming = True
+        try:
+            with annotated_as(around):
+                return function(*args, **kwargs)
+        finally:
+            _local.resuming = resuming
+            _set(*before)
+
+    return resumed
+
+
+def marks_are_lost() -> bool:
+    """Whether this thread runs something again outside the scopes that had been entered around it."""
+    return in_backward() and not getattr(_local, "resuming", False)
+
+
+def _of_run(number: int, function: str) -> Capture | None:
+    """The capture of the run that made a node.
 
     A backward pass on a CPU runs in the thread that asks for it, mostly that of its forward pass, and such a
     run is taken before any other; on a GPU it runs in a thread of the device's, and no node says which thread
-    made it. Where it is nobody's, a checkpoint runs what is marked uncompiled.
+    made it.
     """
     own = _find(getattr(_local, "runs", ()), number)
     if own is not None:
@@ -76,7 +111,14 @@ def _of_run(number: int) -> Capture | None:
     with _lock:
         others = [_find(runs, number) for runs in _threads.values()]
     captures = {id(c): c for run in others if run is not None and (c := run.capture()) is not None}
-    return next(iter(captures.values())) if len(captures) == 1 else None
+    if len(captures) > 1:
+        raise RegionError(
+            "a backward pass runs marked code again, and it can't be told for which of the models that ran in "
+            "several threads",
+            region=function,
+            hint="checkpoint with torch.utils.checkpoint, or call the models in the thread that calls backward",
+        )
+    return next(iter(captures.values()), None)
 
 
 def _find(runs: Sequence[_Run], number: int) -> _Run | None:
@@ -121,6 +163,11 @@ def inside() -> Iterator[None]:
         yield
     finally:
         _set(*before)
+
+
+def follow_checkpoints() -> None:
+    """Have torch's checkpoints run again what they ran as part of the same run; once in a process."""
+    checkpoints.keep_wrapped(resumable)
 
 
 def _set(capture: Capture | None, inside: bool) -> tuple[Capture | None, bool]:

@@ -196,7 +196,7 @@ class Scope:
         entered: AbstractContextManager[None] | None = None
         if marks_are_recorded(self._value):
             entered = annotate({MARK_KEY: {**self._value, "entry": next_entry()}})
-        elif running.current() is not None:
+        elif running.current(self._value.get("name") or "") is not None:
             # Blocks that are called inside take the mark over; what else is inside can't be compiled.
             entered = annotate_this_thread({MARK_KEY: {**self._value, "entry": next_entry()}})
         if entered is not None:
@@ -267,7 +267,7 @@ def mark_calls(function: Callable[..., Any], value: Value | None) -> Callable[..
             if marks_are_recorded(value):
                 with annotate({MARK_KEY: {**value, "entry": next_entry()}}):
                     return function(*args, **kwargs)
-            capture = running.current()
+            capture = running.current(value.get("name") or function.__qualname__)
             if capture is not None:
                 if value.get("eager"):
                     with annotate_this_thread({MARK_KEY: {**value, "entry": next_entry()}}):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))  # makes `benchmarks` importable
 
@@ -78,6 +83,52 @@ def test_a_region_of_float32_runs_on_another_device_than_the_first_as_well(ri):
     for device in ("cuda:0", "cuda:1"):
         x = torch.randn(64, device=device)
         torch.testing.assert_close(compiled(x), ((x * 2).sin() + 0.5).tanh())
+
+
+def test_models_with_checkpoints_in_two_threads_compute_what_eager_does(ri, cuda):
+    """Backward passes of both run in one thread, the device's, in which nothing says whose node it is."""
+
+    @ri.region
+    def joined(a, b):  # eager saves two tensors as well, and others
+        return (a.sin() * b.exp()).cos()
+
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.left(x), self.right(x)
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(Halves() for _ in range(4))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = checkpoint(joined, *layer(x), use_reentrant=False)
+            return x
+
+    def gradients_of(model):
+        model.zero_grad()
+        barrier.wait()
+        loss = model(x).sum()
+        barrier.wait()
+        loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    torch.manual_seed(0)
+    plain = Joined().to(cuda)
+    x = torch.randn(32, 64, device=cuda)
+    barrier = threading.Barrier(1)
+    expected = gradients_of(plain)
+    models = [ri.compile(copy.deepcopy(plain), capture="blocks") for _ in range(2)]
+    for _ in range(3):
+        barrier = threading.Barrier(2)
+        with ThreadPoolExecutor(2) as threads:
+            for actual in threads.map(gradients_of, models):
+                torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_an_optimizer_step_is_one_region_and_equals_eagers(ri, cuda):

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from .cases import CASES, Case
-from .running import Batch, Outcome, run_batch
+from .running import Batch, Outcome, run_batch, take_a_device
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
@@ -61,8 +61,9 @@ def _each(batches: Sequence[Batch], jobs: int) -> Iterator[tuple[str, list[Outco
     if jobs == 1:
         yield from map(run_batch, batches)
         return
-    # Spawned, since a forked process can't use CUDA.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")  # a forked process can't use CUDA
+    turns = context.Value("i", 0)
+    with ProcessPoolExecutor(jobs, context, take_a_device, (turns,)) as pool:
         for done in as_completed([pool.submit(run_batch, batch) for batch in batches]):
             yield done.result()
 

@@ -54,6 +54,15 @@ def run_batch(batch: Batch) -> tuple[str, list[Outcome], float]:
     return dtype, found, time.perf_counter() - began
 
 
+def take_a_device(turns: Any) -> None:
+    """Where there are several CUDA devices, processes take them in turn."""
+    with turns.get_lock():
+        turn = turns.value
+        turns.value += 1
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(turn % torch.cuda.device_count())
+
+
 def run(cases: Sequence[Case], dtype: torch.dtype, device: str) -> list[Outcome]:
     """Outcomes of some cases; they share a graph, so that their kernels are compiled together.
 

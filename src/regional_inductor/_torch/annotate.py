@@ -135,6 +135,18 @@ def annotate_this_thread(annotation: dict[str, Any]) -> Iterator[None]:
         _OWN.values = before
 
 
+@contextmanager
+def annotated_as(surrounding: dict[str, Any]) -> Iterator[None]:
+    """Run code of this thread under what :func:`surrounding_annotation` gave elsewhere, and nothing else."""
+    before: dict[str, tuple[Any, Any]] = getattr(_OWN, "values", {})
+    around = _torchs_annotation()
+    _OWN.values = {key: (value, around.get(key)) for key, value in surrounding.items()}
+    try:
+        yield
+    finally:
+        _OWN.values = before
+
+
 def _forget_constants_after_tracing() -> None:
     translator_module = sys.modules.get("torch._dynamo.symbolic_convert")
     if translator_module is None:

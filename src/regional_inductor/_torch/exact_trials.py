@@ -177,7 +177,7 @@ def in_one_graph(tried: Sequence[Attempt]) -> tuple[torch.fx.GraphModule, list[i
     """Operators next to each other, each with operands of its own, as a region would hold them.
 
     Returns:
-        The graph, and for each of its outputs the number of the attempt that it belongs to.
+        The graph, in which a placeholder's `meta["place"]` says which operand of its operator it is, and for each of its outputs the number of the attempt that it belongs to.
     """
     graph = torch.fx.Graph()
     placed: list[dict[Node, Node]] = []
@@ -185,7 +185,7 @@ def in_one_graph(tried: Sequence[Attempt]) -> tuple[torch.fx.GraphModule, list[i
         operands = {}
         for place, operand in enumerate(attempt.node.all_input_nodes):
             operands[operand] = graph.placeholder(f"operand_{number}_{place}")
-            operands[operand].meta = dict(operand.meta)
+            operands[operand].meta = {**operand.meta, "place": place}
         placed.append(operands)
     outputs: list[Node] = []
     owners: list[int] = []

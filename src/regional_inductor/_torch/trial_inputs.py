@@ -6,7 +6,7 @@ Checked on torch 2.11 and 2.13: `torch.utils._python_dispatch._disable_current_m
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,18 +43,28 @@ def trial_inputs(fakes: list[Any], seed: int) -> list[Any]:
     return [_real(fake, generator) for fake in fakes]
 
 
-def dense_inputs(fakes: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
-    """Real inputs for one operator: half of them random bits, and every value of a type of 16 bits.
+def dense_inputs(
+    fakes: Sequence[torch.Tensor], places: Sequence[int], seed: int
+) -> list[torch.Tensor]:
+    """Real inputs for operators: half of them random bits, and every value of a type of 16 bits.
+
+    Operands in the same place share a tensor: drawing the numbers takes most of a trial's time. So what an
+    operator is tried with does not depend on what is tried beside it.
 
     Args:
         fakes: Contiguous vectors, or single numbers.
-        seed: For a generator of its own.
+        places: Which operand of its operator each is, fewer than 64; every value is in those of place 0.
+        seed: For generators of its own.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        _dense(fake, generator, every=place == 0).to(fake.device)
-        for place, fake in enumerate(fakes)
-    ]
+    made: dict[Hashable, torch.Tensor] = {}
+    inputs = []
+    for fake, place in zip(fakes, places, strict=True):
+        kind = (place, fake.dtype, fake.shape, fake.device)
+        if kind not in made:
+            generator = torch.Generator().manual_seed(seed * 64 + place)
+            made[kind] = _dense(fake, generator, every=place == 0).to(fake.device)
+        inputs.append(made[kind])
+    return inputs
 
 
 def _dense(fake: torch.Tensor, generator: torch.Generator, *, every: bool) -> torch.Tensor:
