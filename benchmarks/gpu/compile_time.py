@@ -85,11 +85,19 @@ def measure(
 
 def plot(tables: Tables, figure: Any) -> None:
     subplots = figure.subplots(1, len(tables), squeeze=False)[0]
+    # A way has one colour in both.
+    ways = list(dict.fromkeys(row["way"] for rows in tables.values() for row in rows))
     for axes, (title, rows) in zip(subplots, tables.items(), strict=True):
         column = "layers" if title == "against layers" else "distinct"
-        for way in dict.fromkeys(row["way"] for row in rows):
-            line = [r for r in rows if r["way"] == way and r.get("cold, s") is not None]
-            axes.plot([r[column] for r in line], [r["cold, s"] for r in line], "o-", label=way)
+        for number, way in enumerate(ways):
+            line = sorted(
+                (float(row[column]), float(row["cold, s"]))  # type: ignore[arg-type]
+                for row in rows
+                if row["way"] == way and row.get("cold, s") is not None
+            )
+            if line:
+                axes.plot(*zip(*line, strict=True), "o-", color=f"C{number}", label=way)
         axes.set_xlabel(column)
         axes.set_ylabel("seconds")
+        axes.set_ylim(bottom=0)
         axes.legend()
