@@ -19,9 +19,10 @@ $(STAMP): pyproject.toml constraints.txt tools/set_up.sh
 demo: $(STAMP)
 	@$(BIN)/regional-inductor demo $(ARGS)
 
-# Two workers share one Inductor cache, made for the run and removed after it (tests/conftest.py).
+# Two workers share one Inductor cache, made for the run and removed after it (tests/conftest.py). Each begins at its own half, so that
+# tests of a file find what those before them have captured, and takes from the other when it is done.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # Real architectures against eager, each in a process of its own: tens of minutes. ARGS="llama vit" for some.
 test-models: $(STAMP)

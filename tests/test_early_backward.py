@@ -211,10 +211,6 @@ def test_keys_are_those_under_the_switches_of_a_backward_pass():
 
 
 def test_what_can_t_be_early_is_refused():
-    graph = torch.fx.symbolic_trace(lambda a: a.sin())
-    for refusing in (ri.regional_inductor, ri.outline_regions, ri.compile_regions):
-        with pytest.raises(OptionError, match="one graph at a time"):
-            refusing(graph, backward="early")
     with pytest.raises(OptionError, match="exclude each other"):
         ri.compile(Gated(), backward="early", cudagraphs="graph", capture="model")
 

@@ -112,13 +112,26 @@ def read_settings(
     return Settings(**ours, default_options=inductors)
 
 
+_WHO_CAN = "use regional_inductor.compile, or the backend of torch.compile"
+
+
 def _pass_settings(options: Mapping[str, Any]) -> Settings:
     """Settings of the drop-in pass and its halves, which see one graph at a time."""
     settings = read_settings(options, merge="all", on_error="raise")
     if settings.backward == "early":
         raise OptionError(
             'backward="early" needs the backward graph, and a pass is given one graph at a time',
-            hint="regional_inductor.compile and the backend of torch.compile have both",
+            hint=_WHO_CAN,
+        )
+    if options.get("recompute") == "regions":
+        raise OptionError(
+            'recompute="regions" is for who divides a graph into forward and backward, and a pass is given one of them',
+            hint=_WHO_CAN,
+        )
+    if settings.cudagraphs == "graph":
+        raise OptionError(
+            'cudagraphs="graph" records what is called, and a pass only changes a graph',
+            hint=f'{_WHO_CAN}; options={{"triton.cudagraphs": True}} of a mark records its region',
         )
     return settings
 
