@@ -506,3 +506,20 @@ def test_depth_s_targets_are_read_off_its_table():
     values = [t.value for t in depth._targets(rows)]
     assert values == [2.0, 1.0, 1.0]
     assert [t.value for t in depth._targets([])] == [None] * 3
+
+
+def test_depth_s_growth_is_of_medians(monkeypatch):
+    seconds = {4: iter([9.0, 2.2]), 64: iter([2.4, 2.3])}
+
+    def case(way, layers):
+        return {"way": depth.WAYS[way], "layers": layers, "cold": 5.0}
+
+    def start(*_, way, layers, **__):
+        assert way == "ours:blocks"
+        return {"seconds": next(seconds[layers])}
+
+    monkeypatch.setattr(depth, "_case", case)
+    monkeypatch.setattr(depth, "in_forked_process", start)
+    rows = depth.main(quick=False).tables["seconds to the first result"]
+    cold = {row["layers"]: row["cold"] for row in rows if row["way"] == "ours, block capture"}
+    assert cold == {4: 5.0, 64: 2.4}
