@@ -20,9 +20,9 @@ from .errors import (
     SaveError,
     UnsavedCallError,
 )
-
-# Not loaded lazily: the module `mark` would otherwise take the place of the function of that name.
-from .mark import mark, mark_function, mark_nodes
+from .function_marks import mark_function
+from .module_marks import mark
+from .node_marks import mark_nodes
 from .scope import eager, region
 
 if TYPE_CHECKING:

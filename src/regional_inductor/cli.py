@@ -159,7 +159,7 @@ def _mark(model: Any, patterns: Sequence[str]) -> None:
     """Marks what `--mark` names. A pattern without a match is wrong usage, at no line of any code."""
     from .errors import MarkError, compose
     from .factory import FactoryError
-    from .mark import mark
+    from .module_marks import mark
 
     for pattern in patterns:
         try:

@@ -20,7 +20,7 @@ from .blocks import Layout, layout_of
 from .compilations import Compilation, CopiedSave, attach
 from .errors import OptionError
 from .lost_marks import warn_of_lost_regions
-from .mark import marked_modules
+from .module_marks import marked_modules
 from .report import Report, publish
 from .rules import Rule, RuleSet
 

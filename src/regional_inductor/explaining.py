@@ -31,7 +31,7 @@ from .lost_marks import (
     take_over_surrounding_mark,
     warn_of_lost_regions,
 )
-from .mark import marked_modules
+from .module_marks import marked_modules
 from .options import MARK_KEY
 from .originals import tensors_of
 from .patterns import matches

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ._torch.reference import NoReferenceError, in_float64
 from .backend import regional_inductor
 from .comparison import Comparison, Tolerances, compare
-from .mark import mark_nodes
+from .node_marks import mark_nodes
 
 _TIMED_RUNS = 20
 

@@ -15,7 +15,7 @@ import torch.fx
 from torch.fx.node import Node
 
 from .errors import MarkError, OptionError, did_you_mean
-from .mark import NodeHandle, mark_nodes
+from .node_marks import NodeHandle, mark_nodes
 from .options import MARK_KEY
 from .regions import Finding
 
