@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -494,7 +495,15 @@ def test_a_shell_command_that_fails_without_regions_is_an_error(ri):
         ri.bisect(check="exit 1", show=False)
 
 
-def test_ctrl_c_in_a_shell_command_ends_the_bisection(ri):
+@pytest.fixture
+def heeds_interrupts():
+    """A shell's background jobs start with interrupts ignored, and so would what this process starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_shell_command_ends_the_bisection(ri, heeds_interrupts):
     with pytest.raises(KeyboardInterrupt):
         ri.bisect(check="kill -INT $$", show=False)
 

@@ -404,8 +404,8 @@ class Numbered(nn.Module):
         return x
 
 
-def test_blocks_that_guards_tell_apart_are_all_captured(x, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 4)
+@torch._dynamo.config.patch(recompile_limit=4)
+def test_blocks_that_guards_tell_apart_are_all_captured(x):
     model = compiled(model_of(Numbered))
     eager = model_of(Numbered)
     for step in (results, results, lambda model, x: results(model, x[:2])):
