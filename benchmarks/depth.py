@@ -30,10 +30,15 @@ WAYS = {
     "nested": "nested_compile_region",
     "blocks": "block by block",
 }
-# Growth is ours to show, of cold starts that differ by less than one of them varies.
+# Growth is ours to show.
 GROWING, GROWTH = "ours:blocks", (4, 64)
-COLD_STARTS = 3
 LAYERS: dict[str, tuple[int, ...]] = {GROWING: GROWTH}
+# What is compared and differs by less than one start varies, in turn.
+REPEATED = (
+    ((GROWING, 4, "cold"), (GROWING, 64, "cold")),
+    (("ours", 32, "warm"), ("blocks", 32, "warm")),
+)
+REPEATS = 3
 LAYERS_ELSE = (32,)
 LEAVES_NOTHING = "aot_eager"  # on disk: a second start would be as cold as the first
 QUICK_LAYERS: dict[str, tuple[int, ...]] = {"ours:blocks": (4,), "blocks": (4,)}
@@ -43,13 +48,14 @@ TOLERANCE = 1e-4
 
 def main(quick: bool) -> Outcome:
     rows: list[Row] = []
-    for layers in (4,) if quick else (4, 32, 64):
-        for way in WAYS:
-            wanted = QUICK_LAYERS.get(way, ()) if quick else LAYERS.get(way, LAYERS_ELSE)
-            if layers in wanted:
-                rows.append(_case(way, layers))
-    if not quick:
-        rows = _with_more_starts(rows)
+    with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
+        for layers in (4,) if quick else (4, 32, 64):
+            for way in WAYS:
+                wanted = QUICK_LAYERS.get(way, ()) if quick else LAYERS.get(way, LAYERS_ELSE)
+                if layers in wanted:
+                    rows.append(_case(way, layers, Path(folder)))
+        if not quick:
+            rows = _with_medians(rows, Path(folder))
     return Outcome(
         {"seconds to the first result": rows},
         _targets(rows),
@@ -57,22 +63,27 @@ def main(quick: bool) -> Outcome:
             (
                 "`ours` is `ri.compile(model)` with its defaults, which capture blocks where there are eight or "
                 "more, as here; the other two fix what it captures. aot_eager has no warm start, since it leaves nothing on disk. "
-                f"Of block capture's cold starts the median of {COLD_STARTS}, 4 and 64 layers in turn; one run of the others: "
-                "differences of a tenth mean nothing there, the targets' ratios do."
+                f"Medians of {REPEATS}, in turn, of block capture's cold starts and of the warm ones of ours and of block by block; "
+                "one run of the others: differences of a tenth mean nothing there, the targets' ratios do."
             )
         ],
     )
 
 
-def _case(way: str, layers: int) -> Row:
+def _start(way: str, layers: int, start: str, folder: Path, number: int = 0) -> dict[str, Any]:
+    say(f"depth: {way}, {layers} layers, {start}{f', {number + 1}' if number else ''}")
+    cache = f"{way} {layers}" if start == "warm" else f"{way} {layers} {number or ''}".strip()
+    found: dict[str, Any] = in_forked_process(
+        "depth:measure", cache=folder / cache, way=way, layers=layers
+    )
+    return found
+
+
+def _case(way: str, layers: int, folder: Path) -> Row:
     starts: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
-        for start in ("cold",) if way == LEAVES_NOTHING else ("cold", "warm"):
-            say(f"depth: {way}, {layers} layers, {start}")
-            starts[start] = in_forked_process(
-                "depth:measure", cache=Path(folder, "cache"), way=way, layers=layers
-            )
-            _steps[way, layers, start] = starts[start].pop("steps", {})
+    for start in ("cold",) if way == LEAVES_NOTHING else ("cold", "warm"):
+        starts[start] = _start(way, layers, start, folder)
+        _steps[way, layers, start] = starts[start].pop("steps", {})
     row: dict[str, Any] = {
         "layers": layers,
         "way": WAYS[way],
@@ -90,26 +101,20 @@ def _case(way: str, layers: int) -> Row:
     return row
 
 
-def _with_more_starts(rows: list[Row]) -> list[Row]:
-    """The rows, with the median of several cold starts where growth is looked for."""
-    growing = {row["layers"]: row for row in rows if row["way"] == WAYS[GROWING]}
-    seconds = {layers: [growing[layers].get("cold")] for layers in GROWTH}
-    for number in range(1, COLD_STARTS):
-        for layers in GROWTH if number % 2 == 0 else reversed(GROWTH):
-            say(f"depth: {GROWING}, {layers} layers, cold once more")
-            with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
-                found = in_forked_process(
-                    "depth:measure", cache=Path(folder, "cache"), way=GROWING, layers=layers
-                )
-            seconds[layers].append(found.get("seconds"))
-    medians = {
-        layers: median([float(one) for one in each if one is not None])
-        for layers, each in seconds.items()
+def _with_medians(rows: list[Row], folder: Path) -> list[Row]:
+    """The rows, with medians of several starts where `REPEATED` says so."""
+    changed: dict[tuple[object, object], dict[str, Any]] = {
+        (row["way"], row["layers"]): dict(row) for row in rows
     }
-    return [
-        {**row, "cold": medians[row["layers"]]} if row["way"] == WAYS[GROWING] else row  # type: ignore[index]
-        for row in rows
-    ]
+    for compared in REPEATED:
+        seconds = {case: [changed[WAYS[case[0]], case[1]][case[2]]] for case in compared}
+        for number in range(1, REPEATS):
+            for way, layers, start in compared if number % 2 == 0 else reversed(compared):
+                found = _start(way, layers, start, folder, number)
+                seconds[way, layers, start].append(found.get("seconds"))
+        for (way, layers, start), each in seconds.items():
+            changed[WAYS[way], layers][start] = median([one for one in each if one is not None])
+    return [*changed.values()]
 
 
 # The steps that took longest in each start of the last run of `main`, by way, layers and start.
@@ -194,7 +199,8 @@ def profile(missed: Sequence[str] | None, quick: bool) -> Tables:
     rows: list[Row] = []
     for way in ways:
         if (way, layers, "warm") not in _steps:
-            _case(way, layers)
+            with tempfile.TemporaryDirectory(prefix="regional-inductor-bench-") as folder:
+                _case(way, layers, Path(folder))
         rows += [
             {"way": WAYS[way], "start": start, "step": step, "seconds": seconds}
             for start in kinds

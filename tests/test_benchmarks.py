@@ -508,18 +508,34 @@ def test_depth_s_targets_are_read_off_its_table():
     assert [t.value for t in depth._targets([])] == [None] * 3
 
 
-def test_depth_s_growth_is_of_medians(monkeypatch):
-    seconds = {4: iter([9.0, 2.2]), 64: iter([2.4, 2.3])}
+def test_what_depth_compares_are_medians(monkeypatch):
+    seconds = {
+        ("ours:blocks", 4, "cold"): iter([9.0, 2.2]),
+        ("ours:blocks", 64, "cold"): iter([2.4, 2.3]),
+        ("ours", 32, "warm"): iter([0.5, 0.4]),
+        ("blocks", 32, "warm"): iter([7.0, 6.0]),
+    }
 
-    def case(way, layers):
-        return {"way": depth.WAYS[way], "layers": layers, "cold": 5.0}
-
-    def start(*_, way, layers, **__):
-        assert way == "ours:blocks"
-        return {"seconds": next(seconds[layers])}
+    def case(way, layers, folder):
+        return {"way": depth.WAYS[way], "layers": layers, "cold": 5.0, "warm": 5.0}
 
     monkeypatch.setattr(depth, "_case", case)
-    monkeypatch.setattr(depth, "in_forked_process", start)
-    rows = depth.main(quick=False).tables["seconds to the first result"]
-    cold = {row["layers"]: row["cold"] for row in rows if row["way"] == "ours, block capture"}
-    assert cold == {4: 5.0, 64: 2.4}
+    monkeypatch.setattr(
+        depth,
+        "_start",
+        lambda way, layers, start, *_: {"seconds": next(seconds[way, layers, start])},
+    )
+    outcome = depth.main(quick=False)
+    assert [target.value for target in outcome.targets] == [2.4 / 5, 1.0, 0.5 / 6]
+
+
+def test_depth_s_cold_starts_have_caches_of_their_own_and_warm_ones_what_a_cold_one_left(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(depth, "in_forked_process", lambda *_, cache, **__: cache.name)
+    starts = [("cold", 0), ("warm", 0), ("warm", 1), ("cold", 1), ("cold", 2)]
+    first, *warm, second, third = [
+        depth._start("ours", 4, start, tmp_path, number) for start, number in starts
+    ]
+    assert warm == [first, first]
+    assert len({first, second, third}) == 3
