@@ -539,3 +539,4 @@ def test_depth_s_cold_starts_have_caches_of_their_own_and_warm_ones_what_a_cold_
     ]
     assert warm == [first, first]
     assert len({first, second, third}) == 3
+    assert not set(" :") & set(depth._start("ours:blocks", 4, "cold", tmp_path, 1))
