@@ -67,7 +67,7 @@ def partitioned(gm: Any, merge: str) -> Any:
 
 
 MERGES = st.sampled_from(["scope", "all"])
-few = settings(max_examples=16)
+few = settings(max_examples=10)
 
 
 @few
