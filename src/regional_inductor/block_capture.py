@@ -120,6 +120,7 @@ class _Place:
             return in_place.call_uncompiled(self.module, args, kwargs)
         mark = annotated_value(MARK_KEY, _UNMARKED)
         if running.marks_are_lost():
+            # What isn't torch's checkpoint runs again what ran under this mark, whose scope was left long ago.
             mark = self._last
             if mark is not _UNMARKED:
                 with annotate_this_thread({MARK_KEY: mark}):

@@ -267,7 +267,7 @@ def mark_calls(function: Callable[..., Any], value: Value | None) -> Callable[..
             if marks_are_recorded(value):
                 with annotate({MARK_KEY: {**value, "entry": next_entry()}}):
                     return function(*args, **kwargs)
-            capture = running.current(value.get("name") or function.__qualname__)
+            capture = running.current(value.get("name") or marked.__qualname__)
             if capture is not None:
                 if value.get("eager"):
                     with annotate_this_thread({MARK_KEY: {**value, "entry": next_entry()}}):

@@ -102,7 +102,7 @@ def test_regions_with_one_key_compute_the_same_bits():
     @given(PROGRAM, PROGRAM, st.booleans())
     @example(SAME, SAME, True)
     @example(([("scale", 1, 1)], 2, (4, 6), False), ([("scale", 1, 1)], 2.0, (4, 6), False), False)
-    @settings(max_examples=50)
+    @settings(max_examples=100)
     def check(one, other, respelled):
         first, second = outlined(one), outlined(other, respelled=respelled)
         found.append(key_of(first) == key_of(second))

@@ -48,8 +48,8 @@ def dense_inputs(
 ) -> list[torch.Tensor]:
     """Real inputs for operators: half of them random bits, and every value of a type of 16 bits.
 
-    Operands in the same place share a tensor: drawing the numbers takes most of a trial's time. So what an
-    operator is tried with does not depend on what is tried beside it.
+    Operands in the same place share a tensor, drawn once. So what an operator is tried with does not depend
+    on what is tried beside it.
 
     Args:
         fakes: Contiguous vectors, or single numbers.
